@@ -1,0 +1,253 @@
+"""Per-objective gradients of every LoRA layer from one ordinary backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from loralign.capture.accumulator import LayerAccumulator
+from loralign.capture.labels import BatchLabels
+from loralign.capture.probe import LayerProbe
+from loralign.capture.sketch import sketch_matrix, sketch_seed
+from loralign.capture.statistics import GradientStatistics
+from loralign.errors import ConfigError, StateError
+from loralign.lora import LoraFactors, column_bases, lora_layers
+
+MAX_OBJECTIVES = 16
+
+
+class GradientCapture:
+    """Collects, during backward, what LoRA's geometry does to the gradient of every objective.
+
+    Samples do not mix inside a transformer, so the tokens of the samples labelled ``i`` give
+    ``G_i = Σ g_t x_tᵀ (m, n)``, and a batch that holds several objectives yields all of them from one backward pass.
+    Only compressed sums are kept (:class:`~loralign.capture.accumulator.LayerAccumulator`): the part that LoRA can
+    reach exactly, and a Gaussian sketch of the rest (geometry.md, accessible part and full part).
+
+    Example:
+        >>> capture = GradientCapture(peft_model, ["helpful", "harmless"])       # doctest: +SKIP
+        >>> loss = dpo_loss(peft_model, batch)                                   # doctest: +SKIP
+        >>> with capture(batch["objective_ids"]):                                # doctest: +SKIP
+        ...     loss.backward()
+        >>> capture.statistics(normalise="mean").attenuation()                   # doctest: +SKIP
+
+    Args:
+        model: a PEFT model with LoRA layers; they are found once, here.
+        objectives: names of the objectives, 1 to 16.
+        sketch_size: columns ``k`` of the sketch; its relative standard error on the residual energy of one layer is at
+            most ``√(2/k)`` and averages out over layers.
+        exact: keep ``G_i`` itself, ``(m, n)`` per layer and objective, in place of the sketch: the reference.
+        seed: seed of the sketches.
+
+    Raises:
+        ConfigError: no objective, too many, a repeated name, or a sketch size below 1.
+        AdapterError: the model's adapter is not plain LoRA.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objectives: Sequence[str],
+        sketch_size: int = 32,
+        exact: bool = False,
+        seed: int = 0,
+    ) -> None:
+        names = tuple(objectives)
+        if not 1 <= len(names) <= MAX_OBJECTIVES or len(set(names)) != len(names):
+            raise ConfigError(f"objectives {list(names)!r} must be 1 to {MAX_OBJECTIVES} different names")
+        if sketch_size < 1:
+            raise ConfigError(f"sketch_size {sketch_size} must be at least 1", fix="32 is the default")
+        self.objectives = names
+        self.sketch_size = sketch_size
+        self.exact = exact
+        self.seed = seed
+        self.draw = 0
+        self.enabled = True
+        self.layers: list[LoraFactors] = lora_layers(model)
+        self._labels: BatchLabels | None = None
+        self._row_shape: tuple[int, int] | None = None
+        self._accumulators: list[LayerAccumulator] = []
+        self._versions: list[int] = []
+        self._samples = torch.zeros(len(names), dtype=torch.float64)
+        self._tokens = torch.zeros(len(names), dtype=torch.float64)
+        self._shares = torch.zeros(len(names), dtype=torch.float64)
+        self._probes = [
+            LayerProbe(layer, partial(self._collect, index), lambda: self.enabled)
+            for index, layer in enumerate(self.layers)
+        ]
+
+    @contextmanager
+    def __call__(self, objective_ids: Tensor, *, loss_scale: float = 1.0) -> Iterator[None]:
+        """Measure the backward passes run inside the block; several blocks accumulate until :meth:`reset`.
+
+        Args:
+            objective_ids: ``(batch,)`` integers in ``0..K−1``, or −1 for a sample of no objective. For stacked batches
+                such as DPO's ``[chosen; rejected]`` one id per pair is enough.
+            loss_scale: factor by which the mean over the batch was multiplied before backward, such as
+                ``1/gradient_accumulation_steps`` under transformers' ``Trainer``; only ``normalise="mean"`` reads it.
+
+        Raises:
+            DataError: ids out of range or of the wrong shape.
+            StateError: blocks are nested, the capture is closed, or the adapter changed since the first block.
+        """
+        self.begin(objective_ids, loss_scale=loss_scale)
+        try:
+            yield
+        finally:
+            self.end()
+
+    def begin(self, objective_ids: Tensor, *, loss_scale: float = 1.0) -> None:
+        """Open a block by hand, for callbacks that cannot wrap the backward pass; see :meth:`__call__`."""
+        if self._labels is not None:
+            raise StateError("capture blocks cannot be nested", fix="close the first one with end()")
+        if not self._probes:
+            raise StateError("the capture is closed", fix="make a new GradientCapture")
+        labels = BatchLabels.from_tensor(objective_ids, len(self.objectives))
+        self._prepare()
+        counts = torch.tensor(labels.counts(len(self.objectives)), dtype=torch.float64)
+        self._samples += counts
+        self._shares += loss_scale * counts / len(labels.ids)
+        self._labels, self._row_shape = labels, None
+
+    def end(self) -> None:
+        """Close the block opened by :meth:`begin`."""
+        self._labels = None
+
+    def reset(self) -> None:
+        """Forget the sums and draw new sketches for what comes next."""
+        self._accumulators.clear()
+        self._versions.clear()
+        for counter in (self._samples, self._tokens, self._shares):
+            counter.zero_()
+        self.draw += 1
+
+    def close(self) -> None:
+        """Remove every hook; the model is then as it was found."""
+        for probe in self._probes:
+            probe.remove()
+        self._probes.clear()
+        self._accumulators.clear()
+        self.end()
+
+    @property
+    def shares(self) -> Tensor:
+        """Share of the back-propagated mean loss that each objective's samples had, ``(K,)`` float64."""
+        return self._shares.clone()
+
+    def statistics(self, normalise: str | None = None) -> GradientStatistics:
+        """The Gramians of everything captured since the last :meth:`reset`.
+
+        Args:
+            normalise: ``None`` for the gradients of what was back-propagated; ``"mean"`` divides out each objective's
+                share of the batch, which turns them into gradients of every objective's own mean loss.
+
+        Raises:
+            StateError: nothing has been captured.
+            ConfigError: an unknown ``normalise``.
+        """
+        if normalise not in (None, "mean"):
+            raise ConfigError(f"normalise {normalise!r} is unknown", fix="use None or 'mean'")
+        if not self._accumulators:
+            raise StateError("nothing was captured", fix="run a backward pass inside 'with capture(ids):'")
+        parts = [accumulator.gramians() for accumulator in self._accumulators]
+        statistics = GradientStatistics(
+            objectives=self.objectives,
+            layer_names=tuple(layer.name for layer in self.layers),
+            layer_full=torch.stack([part.full for part in parts]).cpu(),
+            layer_accessible=torch.stack([part.accessible for part in parts]).cpu(),
+            layer_euclidean=torch.stack([part.euclidean for part in parts]).cpu(),
+            samples=self._samples.clone(),
+            tokens=self._tokens.clone(),
+        )
+        return statistics if normalise is None else statistics.scaled(self._inverse_shares())
+
+    def step_inner(self, steps: Sequence[tuple[Tensor, Tensor]], normalise: str | None = None) -> Tensor:
+        """First-order change of every objective's loss under a step of the factors, ``(K,)`` float64.
+
+        Args:
+            steps: ``(ΔA (r, n), ΔB (m, r))`` per layer, in the order of :attr:`layers`.
+            normalise: as in :meth:`statistics`.
+        """
+        pairs = zip(self._accumulators, steps, strict=True)
+        total = sum((layer.inner_with_step(*step) for layer, step in pairs), torch.zeros(len(self.objectives)).double())
+        return total.cpu() if normalise is None else total.cpu() * self._inverse_shares()
+
+    def sketches(self) -> list[Tensor]:
+        """Per layer ``Ψᵀ(I − Π_B) G_i`` ``(K, k, n)``, or ``(I − Π_B) G_i`` ``(K, m, n)`` in exact mode."""
+        if not self._accumulators:
+            raise StateError("nothing was captured", fix="run a backward pass inside 'with capture(ids):'")
+        return [
+            (layer.sketch if layer.exact is None else layer.exact - layer.basis_b.Q @ layer.left) / layer.scaling
+            for layer in self._accumulators
+        ]
+
+    def all_reduce(self, group: Any = None) -> None:
+        """Sum everything captured over the processes of a group, once, before the statistics are read."""
+        counters = torch.stack([self._samples, self._tokens, self._shares])
+        for buffer in [buffer for layer in self._accumulators for buffer in layer.buffers()]:
+            dist.all_reduce(buffer, group=group)
+        device = self._accumulators[0].right.device if self._accumulators else counters.device
+        counters = counters.to(device)
+        dist.all_reduce(counters, group=group)
+        self._samples, self._tokens, self._shares = counters.cpu().unbind()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to draw the same sketches: a JSON-ready mapping."""
+        return {"version": 1, "seed": self.seed, "draw": self.draw, "sketch_size": self.sketch_size}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue the sequence of sketches of a saved state."""
+        if state.get("version") != 1 or state.get("sketch_size") != self.sketch_size:
+            raise StateError(f"capture state {state!r} does not fit", fix=f"resume with sketch_size {self.sketch_size}")
+        self.seed, self.draw = int(state["seed"]), int(state["draw"])
+
+    def _inverse_shares(self) -> Tensor:
+        return torch.where(self._shares > 0, 1 / self._shares, torch.zeros_like(self._shares))
+
+    def _prepare(self) -> None:
+        versions = [factor._version for layer in self.layers for factor in (layer.A, layer.B)]
+        if self._accumulators:
+            if versions != self._versions:
+                raise StateError(
+                    "the adapter changed between two capture blocks", fix="call capture.reset() after a step"
+                )
+            return
+        self._versions = versions
+        bases = column_bases([f for layer in self.layers for f in (layer.A.detach().mT, layer.B.detach())])
+        for index, layer in enumerate(self.layers):
+            basis_a, basis_b = bases[2 * index], bases[2 * index + 1]
+            sketch = None
+            if not self.exact:
+                sketch = sketch_matrix(
+                    layer.B.shape[0],
+                    self.sketch_size,
+                    seed=sketch_seed(self.seed, self.draw, index),
+                    dtype=basis_b.Q.dtype,
+                    device=layer.B.device,
+                )
+            self._accumulators.append(LayerAccumulator(layer, basis_a, basis_b, sketch, len(self.objectives)))
+
+    def _collect(self, index: int, x: Tensor, gradient: Tensor) -> None:
+        if self._labels is None:
+            return
+        flattened = x.ndim == 2
+        if not flattened:
+            self._row_shape = (x.shape[0], x.shape[1]) if x.ndim == 3 else self._row_shape
+        elif self._row_shape is not None and x.shape[0] != self._row_shape[0] * self._row_shape[1]:
+            raise StateError(
+                f"the layer saw {x.shape[0]} rows of a batch of {self._row_shape}",
+                place=self.layers[index].name,
+                fix="tokens that are routed to experts cannot be told apart; leave this module out of target_modules",
+            )
+        runs = self._labels.runs(x.shape[0], repeat=flattened)
+        self._accumulators[index].add(x, gradient, runs)
+        if index == 0:
+            per_row = x.shape[1] if x.ndim == 3 else 1
+            for start, stop, objective in runs:
+                self._tokens[objective] += (stop - start) * per_row

@@ -1,0 +1,137 @@
+"""Linear algebra on factored matrices ``L R`` with ``L (m, k)``, ``R (k, n)`` and a small inner size ``k``.
+
+Nothing here ever forms the ``(m, n)`` product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Orthonormal basis of the column space of a tall factor ``F (d, r)``.
+
+    Attributes:
+        Q: ``(d, r)``; orthonormal columns for the numerically non-zero directions and zero columns for the others, so
+            that ``Q Qᵀ`` is the orthogonal projector on ``col(F)`` whatever the rank.
+        singular_values: ``(r,)`` float64, those of ``F``, descending; zero where the column of ``Q`` is zero.
+        rotation: ``(r, r)`` float64 orthogonal ``V`` with ``F = Q diag(singular_values) Vᵀ``.
+    """
+
+    Q: Tensor
+    singular_values: Tensor
+    rotation: Tensor
+
+    @property
+    def rank(self) -> int:
+        """Number of numerically non-zero directions."""
+        return int((self.singular_values > 0).sum())
+
+    def project(self, matrix: Tensor) -> Tensor:
+        """Return ``Q Qᵀ matrix`` for a ``(d, …)`` matrix."""
+        return self.Q @ (self.Q.mT @ matrix)
+
+
+def column_basis(factor: Tensor) -> Basis:
+    """Rank-revealing orthonormal basis of the columns of one ``(d, r)`` factor. See :func:`column_bases`."""
+    return column_bases([factor])[0]
+
+
+def column_bases(factors: Sequence[Tensor]) -> list[Basis]:
+    """Rank-revealing orthonormal bases of several factors ``(d_l, r_l)`` at once.
+
+    The ``r × r`` Gram matrices are taken in float64 and decomposed in one batch per rank. A direction counts as zero
+    when its singular value is at most ``max(d, r)·eps`` of the largest, with the machine epsilon of the factor's own
+    dtype (numpy's rule for ``matrix_rank``). The Gram matrix squares the condition number, but in float64 the
+    directions that pass this bound for a float32 factor keep eight digits.
+    """
+    grams: list[Tensor] = []
+    for factor in factors:
+        wide = factor.detach().double()
+        grams.append(wide.mT @ wide)
+    bases: list[Basis | None] = [None] * len(factors)
+    for rank in sorted({gram.shape[0] for gram in grams}):
+        members = [index for index, gram in enumerate(grams) if gram.shape[0] == rank]
+        eigenvalues, rotations = torch.linalg.eigh(torch.stack([grams[index] for index in members]))
+        for position, index in enumerate(members):
+            bases[index] = _basis(factors[index].detach(), eigenvalues[position].flip(0), rotations[position].flip(1))
+    return [basis for basis in bases if basis is not None]
+
+
+def _basis(factor: Tensor, eigenvalues: Tensor, rotation: Tensor) -> Basis:
+    size = max(factor.shape)
+    values = eigenvalues.clamp_min(0).sqrt()
+    # float64 factors are limited by the Gram matrix's own rounding: half of their digits.
+    resolution = max(size * torch.finfo(factor.dtype).eps, (size * torch.finfo(torch.float64).eps) ** 0.5)
+    kept = values > values[:1] * resolution
+    values = torch.where(kept, values, torch.zeros_like(values))
+    inverse = torch.where(kept, 1 / values, torch.zeros_like(values))
+    work = factor.dtype if factor.dtype == torch.float64 else torch.float32
+    columns = factor.to(work) @ (rotation * inverse).to(work)
+    return Basis(columns, values, rotation)
+
+
+def factored_inner(left_1: Tensor, right_1: Tensor, left_2: Tensor, right_2: Tensor) -> Tensor:
+    """Frobenius inner product ``⟨L₁R₁, L₂R₂⟩ = tr((L₁ᵀL₂)(R₂R₁ᵀ))`` as a float64 scalar."""
+    return ((left_1.double().mT @ left_2.double()) * (right_1.double() @ right_2.double().mT)).sum()
+
+
+def factored_norm(left: Tensor, right: Tensor) -> Tensor:
+    """Frobenius norm ``‖L R‖`` as a float64 scalar."""
+    return factored_inner(left, right, left, right).clamp_min(0).sqrt()
+
+
+@dataclass(frozen=True)
+class FactoredSvd:
+    """Leading singular triplets of a matrix: ``U (m, q)``, ``S (q,)`` descending, ``V (n, q)``."""
+
+    U: Tensor
+    S: Tensor
+    V: Tensor
+
+
+def factored_svd(
+    left: Tensor, right: Tensor, rank: int, *, oversampling: int = 8, iterations: int = 2, generator: torch.Generator
+) -> FactoredSvd:
+    """Leading ``rank`` singular triplets of ``L R`` without forming it.
+
+    Randomised range finder with power iterations (Halko, Martinsson and Tropp, arXiv:0909.4061, algorithms 4.4 and
+    5.1) on the two factors; when ``rank + oversampling`` reaches the inner size ``k``, the range is spanned exactly by
+    a QR of ``L`` and the result is the exact decomposition. Signs are fixed (each column of ``V`` has its entry of
+    largest magnitude positive), so that the result depends on the generator's seed alone.
+
+    Args:
+        left: ``(m, k)``.
+        right: ``(k, n)``.
+        rank: number of triplets, at most ``min(m, n, k)`` are returned.
+        oversampling: extra random directions.
+        iterations: power iterations.
+        generator: source of the random test matrix, on the factors' device.
+    """
+    left, right = left.detach(), right.detach()
+    inner = left.shape[1]
+    width = rank + oversampling
+    if width >= min(inner, right.shape[1]):
+        frame = torch.linalg.qr(left).Q
+    else:
+        test = torch.randn(right.shape[1], width, generator=generator, dtype=left.dtype, device=left.device)
+        frame = torch.linalg.qr(left @ (right @ test)).Q
+        for _ in range(iterations):
+            cobasis = torch.linalg.qr(right.mT @ (left.mT @ frame)).Q
+            frame = torch.linalg.qr(left @ (right @ cobasis)).Q
+    small = (frame.mT @ left) @ right
+    inner_left, values, rows = torch.linalg.svd(small, full_matrices=False)
+    columns = rows.mT[:, :rank]
+    signs = fixed_signs(columns)
+    return FactoredSvd((frame @ inner_left)[:, :rank] * signs, values[:rank], columns * signs)
+
+
+def fixed_signs(columns: Tensor) -> Tensor:
+    """Signs ``(q,)`` that make the entry of largest magnitude of every column of a ``(d, q)`` matrix positive."""
+    peaks = columns.gather(0, columns.abs().argmax(dim=0, keepdim=True)).squeeze(0)
+    return torch.where(peaks < 0, -torch.ones_like(peaks), torch.ones_like(peaks))

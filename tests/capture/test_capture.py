@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loralign.capture import GradientCapture, GradientStatistics
+from loralign.errors import ConfigError, DataError, StateError
+from loralign.lora import lora_layers
+from tests import oracles, zoo
+
+IDS = torch.tensor([0, 1, 2, 0, -1, 1])
+
+
+def _dense(model, losses, ids=IDS, objectives=3):
+    layers = lora_layers(model)
+    dense = oracles.full_gradients(model, losses, ids, objectives)
+    euclidean = oracles.lora_gradients(model, losses, ids, objectives)
+    full = torch.stack([oracles.gram(row) for row in dense])
+    accessible = torch.stack(
+        [
+            oracles.gram([oracles.accessible_part(gradient, layer.A.detach(), layer.B.detach()) for gradient in row])
+            for layer, row in zip(layers, dense, strict=True)
+        ]
+    )
+    parameters = torch.stack(
+        [oracles.gram([torch.cat([a.flatten(), b.flatten()]) for a, b in row]) for row in euclidean]
+    )
+    return full, accessible, parameters
+
+
+def _captured(model, inputs, ids=IDS, **options):
+    capture = GradientCapture(model, zoo.OBJECTIVES, **options)
+    losses = zoo.sample_losses(model, inputs)
+    with capture(ids):
+        losses.mean().backward()
+    return capture
+
+
+@pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
+@pytest.mark.parametrize("trained", [False, True], ids=["start", "trained"])
+def test_exact_gramians_equal_dense_autograd(architecture, trained):
+    model = zoo.lora_model(architecture, trained=trained)
+    oracles.require_base_gradients(model)
+    inputs = zoo.batch()
+    expected = _dense(model, zoo.sample_losses(model, inputs))
+    statistics = _captured(model, inputs, exact=True).statistics()
+    for got, want in zip(
+        (statistics.layer_full, statistics.layer_accessible, statistics.layer_euclidean), expected, strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-14 + 1e-9 * want.abs().max().item())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_accessible_and_euclidean_do_not_depend_on_the_sketch(architecture):
+    model = zoo.lora_model(architecture)
+    inputs = zoo.batch()
+    exact = _captured(model, inputs, exact=True).statistics()
+    sketched = _captured(model, inputs, sketch_size=3, seed=7).statistics()
+    torch.testing.assert_close(sketched.layer_accessible, exact.layer_accessible)
+    torch.testing.assert_close(sketched.layer_euclidean, exact.layer_euclidean)
+
+
+def test_sketched_full_gramian_is_unbiased():
+    model = zoo.lora_model()
+    inputs = zoo.batch()
+    exact = _captured(model, inputs, exact=True).statistics().full
+    draws = torch.stack([_captured(model, inputs, sketch_size=4, seed=seed).statistics().full for seed in range(150)])
+    error = (draws.mean(dim=0) - exact).abs()
+    standard = draws.std(dim=0) / len(draws) ** 0.5
+    assert (error < 4 * standard).all()
+    assert (standard.diagonal() < 0.05 * exact.diagonal()).all()
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 2**16), size=st.integers(1, 6), trained=st.booleans())
+def test_attenuation_lies_between_zero_and_one(seed, size, trained):
+    model = zoo.lora_model(rank=2, trained=trained, seed=seed)
+    statistics = _captured(model, zoo.batch(seed=seed), sketch_size=size, seed=seed).statistics()
+    for per in ("model", "layer"):
+        attenuation = statistics.attenuation(per=per)
+        assert ((attenuation >= 0) & (attenuation <= 1)).all()
+    assert (statistics.full.diagonal() >= statistics.accessible.diagonal() - 1e-15).all()
+
+
+def test_micro_batches_add_up_to_the_whole_batch():
+    model = zoo.lora_model()
+    inputs = zoo.batch()
+    whole = _captured(model, inputs, seed=3)
+    parts = GradientCapture(model, zoo.OBJECTIVES, seed=3)
+    losses = zoo.sample_losses(model, inputs)
+    for start, stop in ((0, 1), (1, 4), (4, 6)):
+        with parts(IDS[start:stop], loss_scale=(stop - start) / len(IDS)):
+            rows = {key: value[start:stop] for key, value in inputs.items()}
+            (zoo.sample_losses(model, rows).sum() / len(losses)).backward()
+    for normalise in (None, "mean"):
+        left, right = whole.statistics(normalise), parts.statistics(normalise)
+        torch.testing.assert_close(left.layer_full, right.layer_full)
+        torch.testing.assert_close(left.layer_accessible, right.layer_accessible)
+    assert whole.statistics().samples.tolist() == parts.statistics().samples.tolist() == [2, 2, 1]
+
+
+def test_mean_normalisation_gives_each_objectives_own_mean_gradient():
+    model = zoo.lora_model()
+    inputs = zoo.batch()
+    statistics = _captured(model, inputs, exact=True).statistics("mean")
+    for objective in range(3):
+        alone = {key: value[objective == IDS] for key, value in inputs.items()}
+        own = _captured(model, alone, ids=torch.full((len(alone["labels"]),), objective), exact=True).statistics()
+        torch.testing.assert_close(statistics.full[objective, objective], own.full[objective, objective])
+
+
+def test_one_backward_equals_separate_backwards_and_leaves_gradients_alone():
+    model = zoo.lora_model()
+    inputs = zoo.batch()
+    together = _captured(model, inputs, exact=True)
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    expected = together.statistics().full
+    together.close()
+    model.zero_grad()
+    separate = GradientCapture(model, zoo.OBJECTIVES, exact=True)
+    for objective in range(3):
+        losses = zoo.sample_losses(model, inputs)
+        with separate(torch.where(objective == IDS, IDS, -1)):
+            (losses * (objective == IDS)).sum().div(len(IDS)).backward()
+    torch.testing.assert_close(expected, separate.statistics().full)
+    separate.close()
+    model.zero_grad()
+    zoo.sample_losses(model, inputs).mean().backward()
+    for got, want in zip(gradients, [p.grad for p in model.parameters() if p.grad is not None], strict=True):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_changes_nothing(reentrant):
+    plain = zoo.lora_model()
+    checkpointed = zoo.checkpointed(zoo.lora_model(), reentrant=reentrant)
+    inputs = zoo.batch()
+    expected = _captured(plain, inputs).statistics()
+    got = _captured(checkpointed, inputs).statistics()
+    torch.testing.assert_close(got.layer_full, expected.layer_full)
+    assert got.tokens.tolist() == expected.tokens.tolist()
+
+
+def test_stacked_pairs_share_their_objective():
+    model = zoo.lora_model()
+    inputs = zoo.batch()
+    per_row = _captured(model, inputs, ids=torch.tensor([0, 1, 2, 0, 1, 2])).statistics()
+    per_pair = _captured(model, inputs, ids=torch.tensor([0, 1, 2])).statistics()
+    torch.testing.assert_close(per_row.full, per_pair.full)
+
+
+def test_padding_adds_nothing():
+    model = zoo.lora_model()
+    inputs = zoo.batch()
+    longer = {
+        key: torch.nn.functional.pad(value, (0, 5), value=-100 if key == "labels" else 0)
+        for key, value in inputs.items()
+    }
+    torch.testing.assert_close(_captured(model, inputs).statistics().full, _captured(model, longer).statistics().full)
+
+
+def test_step_inner_is_the_directional_derivative():
+    model = zoo.lora_model("gpt2")
+    inputs = zoo.batch()
+    capture = _captured(model, inputs)
+    generator = torch.Generator().manual_seed(5)
+    steps = [
+        (
+            torch.randn(layer.A.shape, generator=generator, dtype=torch.float64),
+            torch.randn(layer.B.shape, generator=generator, dtype=torch.float64),
+        )
+        for layer in capture.layers
+    ]
+    got = capture.step_inner(steps, normalise="mean")
+
+    losses = zoo.sample_losses(model, inputs)
+    expected = [
+        torch.autograd.grad(
+            losses[objective == IDS].mean(), [f for la in capture.layers for f in (la.A, la.B)], retain_graph=True
+        )
+        for objective in range(3)
+    ]
+    flat = [factor for step in steps for factor in step]
+    for objective, row in enumerate(expected):
+        want = sum((gradient * step).sum() for gradient, step in zip(row, flat, strict=True))
+        torch.testing.assert_close(got[objective], want)
+
+
+def test_close_leaves_the_model_as_it_was_found():
+    model = zoo.lora_model()
+    before = {name: (len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in model.named_modules()}
+    capture = _captured(model, zoo.batch())
+    capture.close()
+    assert before == {name: (len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in model.named_modules()}
+    with pytest.raises(StateError, match="closed"), capture(IDS):
+        pass
+
+
+def test_disabled_capture_places_no_probe():
+    model = zoo.lora_model()
+    capture = GradientCapture(model, zoo.OBJECTIVES)
+    capture.enabled = False
+    loss = zoo.sample_losses(model, zoo.batch()).mean()
+    with capture(IDS):
+        loss.backward()
+    assert capture.statistics().full.abs().sum() == 0
+
+
+def test_draws_differ_and_are_resumed():
+    model = zoo.lora_model()
+    inputs = zoo.batch()
+    capture = _captured(model, inputs, sketch_size=2)
+    first = capture.statistics().full
+    capture.reset()
+    saved = json.loads(json.dumps(capture.state_dict()))
+
+    def measure(which):
+        with which(IDS):
+            zoo.sample_losses(model, inputs).mean().backward()
+        return which.statistics().full
+
+    second = measure(capture)
+    assert not torch.equal(first, second)
+    resumed = GradientCapture(model, zoo.OBJECTIVES, sketch_size=2)
+    resumed.load_state_dict(saved)
+    assert torch.equal(measure(resumed), second)
+    with pytest.raises(StateError, match="sketch_size"):
+        GradientCapture(model, zoo.OBJECTIVES, sketch_size=3).load_state_dict(saved)
+
+
+def test_statistics_survive_json():
+    statistics = _captured(zoo.lora_model(), zoo.batch()).statistics("mean")
+    again = GradientStatistics.from_state_dict(json.loads(json.dumps(statistics.state_dict())))
+    assert torch.equal(again.layer_full, statistics.layer_full)
+    assert again.objectives == statistics.objectives
+    broken = statistics.state_dict() | {"layer_full": [[1.0]]}
+    with pytest.raises(StateError, match="layer_full"):
+        GradientStatistics.from_state_dict(broken)
+    with pytest.raises(StateError, match="version"):
+        GradientStatistics.from_state_dict({"version": 99})
+
+
+def test_wrong_use_is_named():
+    model = zoo.lora_model()
+    with pytest.raises(ConfigError, match="different names"):
+        GradientCapture(model, ["a", "a"])
+    with pytest.raises(ConfigError, match="sketch_size"):
+        GradientCapture(model, ["a"], sketch_size=0)
+    capture = GradientCapture(model, zoo.OBJECTIVES)
+    with pytest.raises(StateError, match="nothing was captured"):
+        capture.statistics()
+    with pytest.raises(DataError, match=r"-1\.\.2"), capture(torch.tensor([0, 3])):
+        pass
+    with pytest.raises(DataError, match="integer tensor"), capture(torch.tensor([0.0])):
+        pass
+    losses = zoo.sample_losses(model, zoo.batch())
+    with pytest.raises(DataError, match="do not fit"), capture(torch.tensor([0, 1, 2, 0])):
+        losses.mean().backward()
+    with capture(IDS), pytest.raises(StateError, match="nested"), capture(IDS):
+        pass
+    with torch.no_grad():
+        capture.layers[0].A.add_(1.0)
+    with pytest.raises(StateError, match="changed between"), capture(IDS):
+        pass
+
+
+def test_bfloat16_base_keeps_float32_statistics():
+    reference = zoo.lora_model(dtype=torch.float64)
+    model = zoo.lora_model(dtype=torch.float64)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(torch.float32 if "lora_" in name else torch.bfloat16)
+    inputs = zoo.batch()
+    got = _captured(model, inputs, exact=True)
+    assert got._accumulators[0].right.dtype == torch.float32
+    expected = _captured(reference, inputs, exact=True).statistics().attenuation()
+    torch.testing.assert_close(got.statistics().attenuation(), expected, rtol=0.03, atol=0)
