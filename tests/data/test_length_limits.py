@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from preference_rows import message, pair, plain_pair
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 from loralign.data import Preferences, limit_length, load_preferences
 from loralign.data.lengths import tokenize_pair
 from loralign.errors import DataError
+from tests.data.preference_rows import message, pair, plain_pair
 
 Write = Callable[..., str]
 

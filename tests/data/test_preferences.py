@@ -9,11 +9,11 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from preference_rows import message, pair, plain_pair
 
 from loralign.data import load_preferences
 from loralign.data.sources import Source, parse_sources
 from loralign.errors import DataError
+from tests.data.preference_rows import message, pair, plain_pair
 
 Write = Callable[..., str]
 

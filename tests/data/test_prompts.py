@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from preference_rows import message, pair, plain_pair
 
 from loralign.data import load_preferences, load_prompts
 from loralign.errors import DataError
+from tests.data.preference_rows import message, pair, plain_pair
 
 Write = Callable[..., str]
 TALK = [message("user", "Hi"), message("assistant", "Hello")]

@@ -11,11 +11,11 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from preference_rows import pair, plain_pair
 
 from loralign.data.readers import read_source
 from loralign.data.stored import is_hub_name
 from loralign.errors import DataError
+from tests.data.preference_rows import pair, plain_pair
 
 WANTED = ("prompt", "chosen", "rejected", "objective")
 

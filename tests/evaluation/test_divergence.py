@@ -46,11 +46,11 @@ def test_equal_distributions_have_no_divergence(seed: int, dtype: torch.dtype) -
 
 
 def test_small_divergences_survive_float32() -> None:
-    # Σ p (log p − log q) alone is off by some 1e-7 to 1e-6 here, of the size of the divergence itself.
-    logits, reference, labels = draw(3, 6.0, 2e-3, rows=200, vocabulary=5000)
+    # Σ p (log p − log q) alone is off by some 1e-7 here, the size of the divergence itself.
+    logits, reference, labels = draw(3, 2.0, 5e-4, rows=200, vocabulary=5000)
     forward, _ = dense(logits, reference)
     found, _ = both(logits, labels, reference)
-    assert forward.mean() < 3e-6
+    assert forward.mean() < 2e-7
     assert (found.double() - forward).abs().mean() < 0.1 * forward.mean()
 
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_models import write_model, write_wheel
+
+from tests.models.tiny_models import write_model, write_wheel
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,11 @@ import pytest
 import torch
 from gguf import GGUFReader, dequantize
 from safetensors import SafetensorError
-from tiny_models import LAYERS, write_wheel
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from loralign.errors import ModelError, OutputError
 from loralign.models import load_model, resolve_model, weights_location
+from tests.models.tiny_models import LAYERS, write_wheel
 
 
 def convert() -> Path:

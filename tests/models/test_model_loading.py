@@ -15,12 +15,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from tiny_models import write_model
 from transformers import AutoTokenizer
 
 from loralign.errors import ModelError
 from loralign.models import choose_dtype, load_model
 from loralign.models.dtype import has_fast_bfloat16
+from tests.models.tiny_models import write_model
 
 
 @pytest.fixture

@@ -83,7 +83,9 @@ class GradientCapture:
         ]
 
     @contextmanager
-    def __call__(self, objective_ids: Tensor, *, loss_scale: float = 1.0) -> Iterator[None]:
+    def __call__(
+        self, objective_ids: Tensor, *, loss_scale: float = 1.0, sample_weights: Tensor | None = None
+    ) -> Iterator[None]:
         """Measure the backward passes run inside the block; several blocks accumulate until :meth:`reset`.
 
         Args:
@@ -91,18 +93,20 @@ class GradientCapture:
                 such as DPO's ``[chosen; rejected]`` one id per pair is enough.
             loss_scale: factor by which the mean over the batch was multiplied before backward, such as
                 ``1/gradient_accumulation_steps`` under transformers' ``Trainer``; only ``normalise="mean"`` reads it.
+            sample_weights: ``(batch,)`` weights of the samples in that mean, such as token counts where the loss is a
+                mean over tokens; equal by default.
 
         Raises:
             DataError: ids out of range or of the wrong shape.
             StateError: blocks are nested, the capture is closed, or the adapter changed since the first block.
         """
-        self.begin(objective_ids, loss_scale=loss_scale)
+        self.begin(objective_ids, loss_scale=loss_scale, sample_weights=sample_weights)
         try:
             yield
         finally:
             self.end()
 
-    def begin(self, objective_ids: Tensor, *, loss_scale: float = 1.0) -> None:
+    def begin(self, objective_ids: Tensor, *, loss_scale: float = 1.0, sample_weights: Tensor | None = None) -> None:
         """Open a block by hand, for callbacks that cannot wrap the backward pass; see :meth:`__call__`."""
         if self._labels is not None:
             raise StateError("capture blocks cannot be nested", fix="close the first one with end()")
@@ -112,7 +116,7 @@ class GradientCapture:
         self._prepare()
         counts = torch.tensor(labels.counts(len(self.objectives)), dtype=torch.float64)
         self._samples += counts
-        self._shares += loss_scale * counts / len(labels.ids)
+        self._shares += loss_scale * labels.shares(len(self.objectives), sample_weights)
         self._labels, self._row_shape = labels, None
 
     def end(self) -> None:

@@ -40,6 +40,20 @@ class BatchLabels:
         """Number of samples of each objective."""
         return [self.ids.count(objective) for objective in range(objectives)]
 
+    def shares(self, objectives: int, sample_weights: Tensor | None = None) -> Tensor:
+        """Share of each objective's samples in a weighted mean over the batch, ``(K,)`` float64.
+
+        Raises:
+            DataError: another number of weights than ids.
+        """
+        if sample_weights is None:
+            return torch.tensor(self.counts(objectives), dtype=torch.float64) / len(self.ids)
+        weights = sample_weights.detach().double().cpu()
+        if weights.shape != (len(self.ids),):
+            raise DataError(f"{tuple(weights.shape)} sample weights do not fit {len(self.ids)} objective ids")
+        sums = [weights[torch.tensor(self.ids) == objective].sum() for objective in range(objectives)]
+        return torch.stack(sums) / weights.sum()
+
     def runs(self, rows: int, *, repeat: bool = False) -> list[tuple[int, int, int]]:
         """Split ``rows`` into maximal runs ``(start, stop, id)`` of one objective, leaving out id −1.
 

@@ -12,6 +12,7 @@ from loralign.errors import ConfigError, StateError
 
 SPACES = ("full", "accessible", "euclidean")
 _STATE_VERSION = 1
+_RESOLUTION = 1e-5
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,17 @@ class GradientStatistics:
         return (gramian / (norms[:, None] * norms[None, :])).clamp(-1, 1)
 
     def present(self) -> Tensor:
-        """``(K,)`` bool: objectives with samples and a finite gradient that is not zero, in every Gramian."""
+        """``(K,)`` bool: objectives with samples and, in every Gramian, a finite gradient that is not zero.
+
+        A gradient below ``1e-5`` of the largest counts as zero: what float32 leaves of a gradient that vanishes, such
+        as that of a KL divergence where policy and reference still agree, must not be weighted up.
+        """
         usable = self.samples > 0
         for space in SPACES:
-            gramian = self.gramian(space)
-            usable &= gramian.isfinite().all(dim=1) & (_diagonal(gramian) > 0)
+            norms = self.norms(space)
+            finite = norms.isfinite()
+            largest = torch.where(finite, norms, torch.zeros_like(norms)).max()
+            usable &= finite & (norms > _RESOLUTION * largest)
         return usable
 
     def scaled(self, factors: Tensor) -> GradientStatistics:

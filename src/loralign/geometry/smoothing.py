@@ -146,8 +146,8 @@ class SmoothedWeighting:
 
 
 def _unusable(statistics: GradientStatistics) -> str | None:
-    for objective, count, row in zip(statistics.objectives, statistics.samples.tolist(), statistics.full, strict=True):
-        if count > 0 and not row.isfinite().all():
+    for objective, count, energy in zip(statistics.objectives, statistics.samples.tolist(), statistics.full.diagonal(), strict=True):
+        if count > 0 and not energy.isfinite():
             return f"the gradient of {objective} is not finite"
     if not statistics.present().any():
         return "no objective has a gradient"

@@ -1,0 +1,200 @@
+"""The geometry correction as a callback for anybody's transformers Trainer or TRL trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from loralign.errors import NonFiniteError
+from loralign.training.checkpoint import GEOMETRY_STATE, last_whole_checkpoint, load_geometry, save_geometry
+from loralign.training.collator import OBJECTIVE_IDS
+from loralign.training.config import GeometryConfig
+from loralign.training.engine import GeometryEngine
+from loralign.training.log import GeometryLog
+
+LOG_NAME = "geometry.jsonl"
+
+
+class GeometryCallback(TrainerCallback):
+    """Measures, weights and refines inside any Trainer whose loss is a mean over samples that do not mix.
+
+    Use it with :class:`~loralign.training.collator.ObjectiveCollator`, which puts the objective ids into the batch; a
+    hook on the model takes them out again before the model sees them::
+
+        trainer = SFTTrainer(
+            ..., args=SFTConfig(..., remove_unused_columns=False), callbacks=[GeometryCallback(names, config)]
+        )
+        trainer.data_collator = ObjectiveCollator(trainer.data_collator, names)
+
+    Writes ``geometry.jsonl`` into the output directory and its state into every checkpoint.
+
+    Args:
+        objectives: the ``K`` names.
+        config: what to measure and when.
+        target: ``λ (K,)``; one each by default.
+        blame: names the objectives whose gradient is not finite, where the trainer can find out.
+        step_record: the objectives' losses and metrics of the step just made, where the trainer knows them.
+    """
+
+    def __init__(
+        self,
+        objectives: Sequence[str],
+        config: GeometryConfig | None = None,
+        target: Tensor | None = None,
+        blame: Callable[[], Sequence[str]] | None = None,
+        step_record: Callable[[], dict[str, Any]] | None = None,
+    ) -> None:
+        self.objectives = tuple(objectives)
+        self.config = config or GeometryConfig()
+        self.target = torch.ones(len(self.objectives), dtype=torch.float64) if target is None else target.double()
+        self.engine: GeometryEngine | None = None
+        self.log = GeometryLog(None)
+        self.latest: dict[str, float] = {}
+        self._blame = blame
+        self._step_record = step_record
+        self._hook: Any = None
+        self._accumulation = 1
+        self._resume: Path | None = None
+        self.start: Callable[[], dict[str, Any]] | None = None
+
+    def resume_from(self, checkpoint: Path | None) -> None:
+        """Say which checkpoint the next call of ``train`` resumes from."""
+        self._resume = checkpoint
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Put the hooks on the model and continue a saved state."""
+        model: nn.Module = kwargs["model"]
+        self.engine = GeometryEngine(model, self.objectives, self.target, self.config, seed=args.seed)
+        self._accumulation = args.gradient_accumulation_steps
+        self._hook = model.register_forward_pre_hook(self._take_ids, with_kwargs=True)
+        output = Path(args.output_dir)
+        self.log = GeometryLog(output / LOG_NAME if state.is_world_process_zero else None)
+        checkpoint = self._resume or (output / f"checkpoint-{state.global_step}" if state.global_step else None)
+        if checkpoint is not None and (checkpoint / GEOMETRY_STATE).exists():
+            self.engine.load_state_dict(*load_geometry(checkpoint))
+        self.log.truncate(state.global_step)
+        if self.start is not None and state.global_step == 0:
+            self.log.append(self.start())
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open an optimiser step."""
+        self._running.begin_step(state.global_step)
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the micro-batch."""
+        self._running.end_batch()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check the gradients and read the measurement.
+
+        Raises:
+            NonFiniteError: a gradient is infinite or not a number.
+        """
+        self._running.finish_backward(state.global_step)
+        gradients = [p.grad for layer in self._running.capture.layers for p in (layer.A, layer.B) if p.grad is not None]
+        if not bool(torch.nn.utils.get_total_norm(gradients).isfinite()):
+            guilty = list(self._blame()) if self._blame is not None else []
+            raise non_finite("gradient", state.global_step, guilty, Path(args.output_dir))
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure the step taken and refine if it is time."""
+        for record in self._running.finish_step(state.global_step, kwargs.get("optimizer")):
+            self.log.append(record)
+            self.latest = summary(record) or self.latest
+        if self._step_record is not None:
+            optimizer = kwargs.get("optimizer")
+            rate = None if optimizer is None else optimizer.param_groups[0]["lr"]
+            self.log.append({"kind": "step", "step": state.global_step, **self._step_record(), "learning_rate": rate})
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Add the latest measurement to what is logged."""
+        logs = kwargs.get("logs")
+        if logs is not None and "loss" in logs:
+            logs.update({key: value for key, value in self.latest.items() if key not in logs})
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Put the geometry's state into the checkpoint just written."""
+        directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and directory.is_dir() and not (directory / GEOMETRY_STATE).exists():
+            self.save_state(directory)
+
+    def save_state(self, directory: Path) -> None:
+        """Write the geometry's state into ``directory``."""
+        save_geometry(directory, self._running.state_dict(), self._running.tensor_state())
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the hooks off again."""
+        self.close()
+
+    def close(self) -> None:
+        """Leave the model as it was found."""
+        if self.engine is not None:
+            self.engine.close()
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    @property
+    def _running(self) -> GeometryEngine:
+        if self.engine is None:
+            raise RuntimeError("training has not begun")
+        return self.engine
+
+    def _take_ids(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if OBJECTIVE_IDS not in kwargs:
+            return None
+        kwargs = dict(kwargs)
+        ids = kwargs.pop(OBJECTIVE_IDS)
+        if module.training and torch.is_grad_enabled():
+            weights = None
+            if self.config.loss_reduction == "token" and isinstance(kwargs.get("labels"), Tensor):
+                weights = (kwargs["labels"] != -100).sum(dim=1)
+            self._running.begin_batch(ids, loss_scale=1 / self._accumulation, sample_weights=weights)
+        return args, kwargs
+
+
+def summary(record: dict[str, Any]) -> dict[str, float]:
+    """The few numbers of a measurement that belong into a trainer's own log."""
+    if record["kind"] != "measurement":
+        return {}
+    weights = record["weights"].get("mean", record["weights"])
+    values = {
+        "geometry/directional_distortion": record["directional_distortion"],
+        "geometry/step_distortion": record["step_distortion"],
+        "geometry/tradeoff_distortion": record["tradeoff"]["total_variation"],
+        **{f"attenuation/{name}": value for name, value in record["attenuation"].items()},
+        **{f"weight/{name}": value for name, value in weights.items()},
+    }
+    for row, first in enumerate(record["objectives"]):
+        for column, second in enumerate(record["objectives"][:row]):
+            values[f"cosine/{second}-{first}"] = record["cosine"]["full"][row][column]
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def non_finite(what: str, step: int, objectives: Sequence[str], output: Path) -> NonFiniteError:
+    """The error for a loss or gradient that is no number: step, objective and what is left."""
+    whose = f" of {', '.join(objectives)}" if objectives else ""
+    last = last_whole_checkpoint(output)
+    rest = f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet"
+    return NonFiniteError(
+        f"the {what}{whose} is not finite",
+        place=f"step {step}",
+        fix=f"{rest}; lower the learning rate or check the data",
+    )

@@ -1,0 +1,86 @@
+"""Checkpoints that are whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from loralign.errors import StateError
+from loralign.files import flush_directory, write_json
+
+MANIFEST = "loralign_checkpoint.json"
+GEOMETRY_STATE = "geometry_state.json"
+GEOMETRY_TENSORS = "geometry_state.safetensors"
+_SAVING = ".saving-"
+
+
+def saving_directory(output: Path) -> Path:
+    """Where a checkpoint grows before it is given its name; the same on every process."""
+    return output / f"{_SAVING}checkpoint"
+
+
+def clear_unfinished(output: Path) -> None:
+    """Remove what an interrupted save left behind."""
+    for path in output.glob(f"{_SAVING}*"):
+        shutil.rmtree(path)
+
+
+def save_geometry(directory: Path, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write the geometry's state into a checkpoint."""
+    write_json(directory / GEOMETRY_STATE, state)
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, directory / GEOMETRY_TENSORS
+    )
+
+
+def load_geometry(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read what :func:`save_geometry` wrote.
+
+    Raises:
+        StateError: it is missing or damaged.
+    """
+    try:
+        state = json.loads((directory / GEOMETRY_STATE).read_text(encoding="utf-8"))
+        return state, load_file(directory / GEOMETRY_TENSORS)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise StateError(f"the geometry state cannot be read: {error}", place=str(directory)) from error
+
+
+def publish(source: Path, target: Path) -> None:
+    """Give a finished checkpoint its name: list its files, flush everything to the disk, rename."""
+    sizes = {str(file.relative_to(source)): file.stat().st_size for file in sorted(source.rglob("*")) if file.is_file()}
+    write_json(source / MANIFEST, {"version": 1, "files": sizes})
+    for file in source.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    if target.exists():
+        shutil.rmtree(target)
+    source.rename(target)
+    flush_directory(target.parent)
+
+
+def is_whole(directory: Path) -> bool:
+    """Whether a checkpoint has its manifest and every file in it at the size listed."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        return all((directory / name).stat().st_size == size for name, size in manifest["files"].items())
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
+
+
+def last_whole_checkpoint(output: Path) -> Path | None:
+    """The whole checkpoint of the highest step, or ``None``. One whose saving was cut off never counts."""
+    steps = {
+        int(match[1]): path
+        for path in (output.iterdir() if output.is_dir() else ())
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and is_whole(path)
+    }
+    return steps[max(steps)] if steps else None
