@@ -75,7 +75,7 @@ def test_geo_is_the_inverse_attenuation(power):
 
 def test_geo_floor_bounds_an_unreachable_objective():
     A, B = torch.tensor([[1.0, 0.0]]).double(), torch.zeros(1, 1).double()
-    reached, lost = torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[1e-9, 1.0]]).double()
+    reached, lost = torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[1e-3, 1.0]]).double()
     weights = GeoWeighting(floor=0.1)(statistics_of([([reached, lost], A, B, 1.0)]), torch.ones(2))
     assert weights.tolist() == pytest.approx([2 / 11, 20 / 11])
 

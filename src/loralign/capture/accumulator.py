@@ -47,6 +47,7 @@ class LayerAccumulator:
             self._probe_matrix = q_b
         else:
             self._probe_matrix = torch.cat([q_b, sketch - basis_b.project(sketch)], dim=1)
+        self._from_inner = _inner_to_basis(basis_a)
         self.right = q_b.new_zeros(objectives, rows, rank)
         self._stacked = q_b.new_zeros(objectives, self._probe_matrix.shape[1], columns)
         self.exact = q_b.new_zeros(objectives, rows, columns) if sketch is None else None
@@ -61,17 +62,19 @@ class LayerAccumulator:
         """``s·Ψᵀ(I − Π_B)G_i``, ``(K, k, n)``; empty in exact mode."""
         return self._stacked[:, self._rank :]
 
-    def add(self, x: Tensor, gradient: Tensor, runs: list[tuple[int, int, int]]) -> None:
+    def add(self, x: Tensor, inner: Tensor, gradient: Tensor, runs: list[tuple[int, int, int]]) -> None:
         """Add the tokens of one backward pass.
 
         Args:
             x: ``(rows, …, n)`` layer inputs.
+            inner: ``(rows, …, r)`` their products ``A x``, which the branch has at hand.
             gradient: ``(rows, …, m)`` gradients ``s·g`` at the LoRA branch's output.
             runs: rows of one objective each.
         """
+        same = inner.dtype == x.dtype == self.right.dtype
         x = x.to(self.right.dtype)
         gradient = gradient.to(self.right.dtype)
-        inside = x @ self.basis_a.Q
+        inside = inner @ self._from_inner if same and self._from_inner is not None else x @ self.basis_a.Q
         outside = gradient @ self._probe_matrix
         for start, stop, objective in runs:
             xs = x[start:stop].flatten(0, -2)
@@ -119,6 +122,17 @@ class LayerAccumulator:
         on_b = torch.einsum("kmr,mr->k", self.right, step_b.to(dtype) @ turn_a)
         on_a = torch.einsum("krn,rn->k", self.left, turn_b.mT @ step_a.to(dtype))
         return (on_a + on_b).double()
+
+
+def _inner_to_basis(basis: Basis) -> Tensor | None:
+    """``V Σ⁻¹ (r, r)``, by which ``A x`` becomes ``Q_Aᵀ x``; ``None`` where ``A`` is too ill-conditioned for that.
+
+    ``A = V Σ Q_Aᵀ``. Rounding in ``A x`` is magnified by at most the condition number, here a thousand.
+    """
+    values = basis.singular_values
+    if not bool(values[-1] * 1e3 > values[0]):
+        return None
+    return (basis.rotation / values).to(basis.Q.dtype)
 
 
 def _gram(stack: Tensor) -> Tensor:

@@ -237,7 +237,7 @@ class GradientCapture:
                 )
             self._accumulators.append(LayerAccumulator(layer, basis_a, basis_b, sketch, len(self.objectives)))
 
-    def _collect(self, index: int, x: Tensor, gradient: Tensor) -> None:
+    def _collect(self, index: int, x: Tensor, inner: Tensor, gradient: Tensor) -> None:
         if self._labels is None:
             return
         flattened = x.ndim == 2
@@ -250,7 +250,7 @@ class GradientCapture:
                 fix="tokens that are routed to experts cannot be told apart; leave this module out of target_modules",
             )
         runs = self._labels.runs(x.shape[0], repeat=flattened)
-        self._accumulators[index].add(x, gradient, runs)
+        self._accumulators[index].add(x, inner, gradient, runs)
         if index == 0:
             per_row = x.shape[1] if x.ndim == 3 else 1
             for start, stop, objective in runs:

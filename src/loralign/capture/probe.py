@@ -12,27 +12,27 @@ from torch.utils.hooks import RemovableHandle
 
 from loralign.lora import LoraFactors
 
-Collect = Callable[[Tensor, Tensor], None]
+Collect = Callable[[Tensor, Tensor, Tensor], None]
 
 
 class _Probe(torch.autograd.Function):
-    """Identity that hands ``(x, gradient)`` to a collector in backward.
+    """Identity that hands ``(x, A x, gradient)`` to a collector in backward.
 
-    ``x`` is the very tensor that the LoRA path's down projection saves for its own gradient, so nothing new is kept
-    alive; as a saved tensor it is dropped and recomputed under gradient checkpointing and follows offloading hooks.
+    ``x`` and ``A x`` are the very tensors that the two projections save for their own gradients, so nothing new is kept
+    alive; as saved tensors they are dropped and recomputed under gradient checkpointing and follow offloading hooks.
     """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, x: Tensor, collect: Collect) -> Tensor:
-        ctx.save_for_backward(x)
+    def forward(ctx: Any, output: Tensor, x: Tensor, inner: Tensor, collect: Collect) -> Tensor:
+        ctx.save_for_backward(x, inner)
         ctx.collect = collect
         return output.view_as(output)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        ctx.collect(x.detach(), gradients[0].detach())  # type: ignore[attr-defined]
-        return gradients[0], None, None
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        x, inner = ctx.saved_tensors  # type: ignore[attr-defined]
+        ctx.collect(x.detach(), inner.detach(), gradients[0].detach())  # type: ignore[attr-defined]
+        return gradients[0], None, None, None
 
 
 class LayerProbe:
@@ -44,7 +44,7 @@ class LayerProbe:
 
     Args:
         layer: the layer to watch.
-        collect: called in backward with ``x (…, n)`` and ``s·g (…, m)``.
+        collect: called in backward with ``x (…, n)``, ``A x (…, r)`` and ``s·g (…, m)``.
         enabled: asked in every forward; the probe is not placed where it answers false.
     """
 
@@ -64,7 +64,7 @@ class LayerProbe:
         x, self._input = self._input, None
         if x is None or not output.requires_grad:
             return output
-        probed: Tensor = _Probe.apply(output, x, self._collect)  # type: ignore[no-untyped-call]
+        probed: Tensor = _Probe.apply(output, x, arguments[0], self._collect)  # type: ignore[no-untyped-call]
         return probed
 
     def remove(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
+from torch.utils.hooks import RemovableHandle
 
 from loralign.capture.labels import BatchLabels
 from loralign.errors import ConfigError
@@ -18,41 +19,47 @@ from loralign.lora import LoraFactors, lora_layers
 RowWeights = Callable[[Tensor], Tensor | None]
 
 
-class _WeightedLinear(torch.autograd.Function):
-    """A linear layer whose weight gradient is ``Σ_b w_b ∂ℓ_b/∂W`` while the gradient passed on stays unweighted.
+class _WeightedBranch(torch.autograd.Function):
+    """The LoRA branch ``y = B A x`` whose factors' gradients are ``Σ_b w_b ∂ℓ_b`` while ``∂ℓ/∂x`` stays unweighted.
 
-    The output is the one the module has already computed; only its backward is replaced.
+    The branch has already been computed; only its backward is replaced. All weights meet tensors of width ``r``.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor, row_weights: RowWeights
+        ctx: Any,
+        x: Tensor,
+        A: Tensor,
+        B: Tensor,
+        bias: Tensor | None,
+        inner: Tensor,
+        output: Tensor,
+        row_weights: RowWeights,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x, A, B, inner)
         ctx.row_weights = row_weights
         return output.view_as(output)
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors  # type: ignore[attr-defined]
-        needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad  # type: ignore[attr-defined]
+        x, A, B, inner = ctx.saved_tensors  # type: ignore[attr-defined]
+        needs_x, _, _, needs_bias, *_ = ctx.needs_input_grad  # type: ignore[attr-defined]
         gradient = gradients[0]
-        # Under autocast the gradient comes in the lower precision that the forward product had.
+        # Under autocast the gradient comes in the lower precision that the forward products had.
         work = gradient.dtype
-        grad_x = (gradient @ weight.to(work)).to(x.dtype) if needs_x else None
-        row_weights = ctx.row_weights(x)  # type: ignore[attr-defined]
-        weighted_x, weighted_gradient = x.to(work), gradient
-        if row_weights is not None:
-            spread = row_weights.to(work).view(-1, *[1] * (x.ndim - 1))
-            weighted_gradient = gradient * spread if needs_bias or gradient.shape[-1] <= x.shape[-1] else gradient
-            if weighted_gradient is gradient:
-                weighted_x = weighted_x * spread
-        grad_weight = grad_bias = None
-        if needs_weight:
-            grad_weight = (weighted_gradient.flatten(0, -2).mT @ weighted_x.flatten(0, -2)).to(weight.dtype)
+        on_inner = gradient @ B.to(work)
+        grad_x = (on_inner @ A.to(work)).to(x.dtype) if needs_x else None
+        spread = ctx.row_weights(x)  # type: ignore[attr-defined]
+        if spread is not None:
+            spread = spread.to(work).view(-1, *[1] * (x.ndim - 1))
+            on_inner, inner = on_inner * spread, inner.to(work) * spread
+        grad_a = on_inner.flatten(0, -2).mT @ x.to(work).flatten(0, -2)
+        grad_b = gradient.flatten(0, -2).mT @ inner.to(work).flatten(0, -2)
+        grad_bias = None
         if needs_bias:
-            grad_bias = weighted_gradient.flatten(0, -2).sum(dim=0).to(weight.dtype)
-        return grad_x, grad_weight, grad_bias, None, None
+            weighted = gradient if spread is None else gradient * spread
+            grad_bias = weighted.flatten(0, -2).sum(dim=0).to(B.dtype)
+        return grad_x, grad_a.to(A.dtype), grad_b.to(B.dtype), grad_bias, None, None, None
 
 
 class GradientReweighting:
@@ -72,12 +79,14 @@ class GradientReweighting:
         self.layers: list[LoraFactors] = lora_layers(model)
         self._weights: Tensor | None = None
         self._labels: BatchLabels | None = None
-        # Prepended, so that a capture's probe, whichever was made first, stays on top of the replaced output.
-        self._handles = [
-            module.register_forward_hook(partial(self._replace, index), prepend=True)
-            for index, layer in enumerate(self.layers)
-            for module in (layer.down, layer.up)
-        ]
+        self._per_layer = False
+        self._spreads: dict[tuple[int, int, bool], Tensor] = {}
+        self._inputs: dict[int, Tensor] = {}
+        self._handles: list[RemovableHandle] = []
+        for index, layer in enumerate(self.layers):
+            self._handles.append(layer.down.register_forward_pre_hook(partial(self._keep_input, index)))
+            # Prepended, so that a capture's probe, whichever was made first, stays on top of the replaced output.
+            self._handles.append(layer.up.register_forward_hook(partial(self._replace, index), prepend=True))
 
     @property
     def weights(self) -> Tensor:
@@ -102,6 +111,8 @@ class GradientReweighting:
                 f"weights {values.tolist()!r} must be finite, not negative and of shape {shape[1:]} or {shape}"
             )
         self._weights = None if bool((values == 1).all()) else values.expand(shape).clone()
+        self._per_layer = values.ndim == 2
+        self._spreads.clear()
 
     @contextmanager
     def __call__(self, objective_ids: Tensor) -> Iterator[None]:
@@ -115,6 +126,7 @@ class GradientReweighting:
     def begin(self, objective_ids: Tensor) -> None:
         """Open a block by hand; see :meth:`__call__`."""
         self._labels = BatchLabels.from_tensor(objective_ids, len(self.objectives))
+        self._spreads.clear()
 
     def end(self) -> None:
         """Close the block."""
@@ -127,16 +139,33 @@ class GradientReweighting:
         self._handles.clear()
         self.end()
 
+    def _keep_input(self, index: int, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        if self._weights is not None and torch.is_grad_enabled():
+            self._inputs[index] = arguments[0]
+
     def _replace(self, index: int, module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if self._weights is None or not output.requires_grad:
+        x = self._inputs.pop(index, None)
+        if x is None or not output.requires_grad:
             return output
-        replaced: Tensor = _WeightedLinear.apply(  # type: ignore[no-untyped-call]
-            arguments[0], module.weight, module.bias, output.detach(), partial(self._row_weights, index)
+        layer = self.layers[index]
+        replaced: Tensor = _WeightedBranch.apply(  # type: ignore[no-untyped-call]
+            x,
+            layer.A,
+            layer.B,
+            layer.up.bias,
+            arguments[0].detach(),
+            output.detach(),
+            partial(self._row_weights, index),
         )
         return replaced
 
     def _row_weights(self, index: int, x: Tensor) -> Tensor | None:
         if self._labels is None or self._weights is None:
             return None
-        values = self._weights[index].to(device=x.device)
-        return self._labels.expand(values, x.shape[0], repeat=x.ndim == 2)
+        key = (index if self._per_layer else 0, x.shape[0], x.ndim == 2)
+        if key not in self._spreads:
+            spread = self._labels.expand(self._weights[index], x.shape[0], repeat=x.ndim == 2)
+            self._spreads[key] = spread.to(
+                device=x.device, dtype=torch.float32 if x.dtype != torch.float64 else x.dtype
+            )
+        return self._spreads[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,12 +31,12 @@ def clip_weights(weights: Tensor, low: Tensor, high: Tensor) -> Tensor:
     goal = float(weights.sum())
 
     def excess(log_scale: float) -> float:
-        return float((weights * torch.tensor(log_scale).double().exp()).clamp(low, high).sum()) - goal
+        return float((weights * math.exp(log_scale)).clamp(low, high).sum()) - goal
 
     if abs(excess(0.0)) <= 1e-12 * goal:
         return weights.clamp(low, high)
     log_scale = brentq(excess, -40.0, 40.0, xtol=1e-13)
-    return (weights * torch.tensor(log_scale).double().exp()).clamp(low, high)
+    return (weights * math.exp(log_scale)).clamp(low, high)
 
 
 @dataclass
@@ -146,7 +147,8 @@ class SmoothedWeighting:
 
 
 def _unusable(statistics: GradientStatistics) -> str | None:
-    for objective, count, energy in zip(statistics.objectives, statistics.samples.tolist(), statistics.full.diagonal(), strict=True):
+    energies = statistics.full.diagonal()
+    for objective, count, energy in zip(statistics.objectives, statistics.samples.tolist(), energies, strict=True):
         if count > 0 and not energy.isfinite():
             return f"the gradient of {objective} is not finite"
     if not statistics.present().any():

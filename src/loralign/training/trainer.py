@@ -154,7 +154,7 @@ class MultiObjectiveDPOTrainer(DPOTrainer):
         if training and torch.is_grad_enabled() and engine is not None:
             self._last_inputs = {**inputs, OBJECTIVE_IDS: ids}
             engine.begin_batch(ids, loss_scale=1 / self._current_accumulation())
-        if not self.precompute_ref_logps:
+        if "ref_chosen_logps" not in inputs:
             reference = self.compute_ref_log_probs(self.model if self.ref_model is None else self.ref_model, inputs)
             inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = reference
         recorder = OutputRecorder(model)

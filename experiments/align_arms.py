@@ -1,0 +1,183 @@
+"""Arms of multi-objective DPO on real preference data: validation scores over training time, seeds and learning rates.
+
+Equal steps at one learning rate prove nothing (geometry.md), so every cell is scored at several times and the arms are
+compared as frontiers of accuracy against drift. Finished cells are kept as JSON and reused; run several workers on one
+output directory, and `table` and `plot` when they are done::
+
+    python experiments/align_arms.py run --data DIR --out results --seeds 0 1
+    python experiments/align_arms.py table --out results
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import TrainerCallback
+from trl import DPOConfig
+
+from loralign.data import limit_length, load_preferences
+from loralign.evaluation import preference_scores, score_pairs, tokenise_pairs
+from loralign.files import write_json
+from loralign.models import load_model
+from loralign.training import GeometryConfig, MultiObjectiveDPOTrainer
+
+SOURCES = {"helpful": "alpacafarm_helpful", "honest": "truthfulqa_honest", "harmless": "pku_harmless"}
+ARMS: dict[str, dict[str, Any]] = {
+    "uniform": {"weighting": "uniform"},
+    "norm": {"weighting": "norm"},
+    "geo": {"weighting": "geo"},
+    "geo+accumulated": {"weighting": "geo", "refine_mode": "accumulated", "refine_every": 20},
+    "geo+balanced": {"weighting": "geo", "refine_mode": "balanced", "refine_every": 20},
+    "geo+start": {"weighting": "geo", "refine_mode": "balanced", "refine_at_start": True},
+    "upgrad": {"weighting": "upgrad"},
+}
+
+
+def load(data: Path, split: str, per_objective: int, tokenizer: Any, max_length: int) -> Dataset:
+    """The first pairs of each objective that fit ``max_length`` tokens."""
+    sources = [f"{name}={data / f'{stem}_{split}.jsonl'}" for name, stem in SOURCES.items()]
+    preferences, _ = limit_length(load_preferences(sources), tokenizer, max_length=max_length)
+    labels = preferences.dataset["objective"]
+    chosen = [
+        index for name in SOURCES for index in [i for i, label in enumerate(labels) if label == name][:per_objective]
+    ]
+    return preferences.dataset.select(chosen)
+
+
+class Scoring(TrainerCallback):
+    """Scores the policy on the validation pairs after the given steps."""
+
+    def __init__(self, validation: Dataset, at: list[int]) -> None:
+        self.validation, self.at, self.points = validation, at, []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Score, outside of training mode and without disturbing the trainer's random state."""
+        if state.global_step in self.at:
+            model = kwargs["model"]
+            model.eval()
+            pairs = score_pairs(model, self.validation, progress=False, batch_tokens=1536)
+            model.train()
+            self.points.append({"step": state.global_step, "scores": preference_scores(pairs).to_json()})
+
+
+def reference_log_probs(cache: Path, dataset: Dataset, loaded: Any, max_length: int) -> Dataset:
+    """Add the reference's log-probabilities, computed once for all cells."""
+    if not cache.exists():
+        scored = score_pairs(
+            loaded.model, tokenise_pairs(dataset, loaded.tokenizer, max_length), reference="none", batch_tokens=1536
+        )
+        write_json(cache, {"chosen": scored.log_prob[:, 0].tolist(), "rejected": scored.log_prob[:, 1].tolist()})
+    values = json.loads(cache.read_text())
+    dataset = dataset.add_column("ref_chosen_logps", values["chosen"])
+    return dataset.add_column("ref_rejected_logps", values["rejected"])
+
+
+def run_cell(arguments: argparse.Namespace, arm: str, seed: int, rate: float, target: Path) -> None:
+    """Train one arm and write its scores and geometry."""
+    started = time.time()
+    loaded = load_model(dtype=arguments.dtype)
+    train = load(arguments.data, "train", 120, loaded.tokenizer, arguments.max_length)
+    train = reference_log_probs(arguments.out / "reference.json", train, loaded, arguments.max_length)
+    validation = tokenise_pairs(
+        load(arguments.data, "validation", arguments.validation, loaded.tokenizer, arguments.max_length),
+        loaded.tokenizer,
+        arguments.max_length,
+    )
+    scoring = Scoring(validation, arguments.at)
+    work = target.with_suffix(".work")
+    trainer = MultiObjectiveDPOTrainer(
+        model=loaded.model,
+        args=DPOConfig(
+            output_dir=str(work),
+            max_steps=arguments.steps,
+            per_device_train_batch_size=6,
+            learning_rate=rate,
+            lr_scheduler_type="constant_with_warmup",
+            warmup_steps=3,
+            weight_decay=0.0,
+            max_length=arguments.max_length,
+            pad_to_multiple_of=32,
+            gradient_checkpointing=False,
+            bf16=False,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            logging_steps=10,
+            seed=seed,
+            use_cpu=not torch.cuda.is_available(),
+        ),
+        train_dataset=train,
+        processing_class=loaded.tokenizer,
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+        callbacks=[scoring],
+        geometry=GeometryConfig(measure_every=5, **ARMS[arm]),
+        objectives=tuple(SOURCES),
+    )
+    trainer.train()
+    records = [json.loads(line) for line in (work / "geometry.jsonl").read_text().splitlines()]
+    for record in records:
+        record.pop("layer_attenuation", None)
+        record.pop("layers", None)
+    write_json(
+        target,
+        {
+            "arm": arm,
+            "seed": seed,
+            "learning_rate": rate,
+            "points": scoring.points,
+            "geometry": [record for record in records if record["kind"] != "step"],
+            "seconds": time.time() - started,
+        },
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Work through the grid; a cell that another worker has taken is left to it."""
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for seed, rate, arm in itertools.product(arguments.seeds, arguments.rates, arguments.arms):
+        target = arguments.out / f"{arm}_{rate:g}_{seed}.json"
+        claim = target.with_suffix(".claim")
+        if target.exists():
+            continue
+        try:
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            continue
+        print(f"{arm} at {rate:g}, seed {seed}", flush=True)
+        try:
+            run_cell(arguments, arm, seed, rate, target)
+        finally:
+            claim.unlink()
+
+
+def main() -> None:
+    """Parse and dispatch."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("run")
+    command.add_argument("--data", type=Path, required=True, help="directory with the preference files")
+    command.add_argument("--out", type=Path, required=True)
+    command.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    command.add_argument("--seeds", nargs="+", type=int, default=[0])
+    command.add_argument("--rates", nargs="+", type=float, default=[1e-4])
+    command.add_argument("--steps", type=int, default=60)
+    command.add_argument("--at", nargs="+", type=int, default=[30, 60])
+    command.add_argument("--validation", type=int, default=48, help="pairs per objective")
+    command.add_argument("--max-length", type=int, default=96)
+    command.add_argument("--dtype", default="auto")
+    command.set_defaults(function=run)
+    arguments = parser.parse_args()
+    arguments.function(arguments)
+
+
+if __name__ == "__main__":
+    main()
