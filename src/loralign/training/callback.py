@@ -70,30 +70,33 @@ class GeometryCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Put the hooks on the model and continue a saved state."""
-        model: nn.Module = kwargs["model"]
-        self.engine = GeometryEngine(model, self.objectives, self.target, self.config, seed=args.seed)
+        self.attach(kwargs["model"], args.seed)
         self._accumulation = args.gradient_accumulation_steps
-        self._hook = model.register_forward_pre_hook(self._take_ids, with_kwargs=True)
         output = Path(args.output_dir)
         self.log = GeometryLog(output / LOG_NAME if state.is_world_process_zero else None)
         checkpoint = self._resume or (output / f"checkpoint-{state.global_step}" if state.global_step else None)
         if checkpoint is not None and (checkpoint / GEOMETRY_STATE).exists():
-            self.engine.load_state_dict(*load_geometry(checkpoint))
+            self.running.load_state_dict(*load_geometry(checkpoint))
         self.log.truncate(state.global_step)
         if self.start is not None and state.global_step == 0:
             self.log.append(self.start())
+
+    def attach(self, model: nn.Module, seed: int) -> None:
+        """Put the hooks on the model."""
+        self.engine = GeometryEngine(model, self.objectives, self.target, self.config, seed=seed)
+        self._hook = model.register_forward_pre_hook(self._take_ids, with_kwargs=True)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Open an optimiser step."""
-        self._running.begin_step(state.global_step)
+        self.running.begin_step(state.global_step)
 
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Close the micro-batch."""
-        self._running.end_batch()
+        self.running.end_batch()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -103,8 +106,8 @@ class GeometryCallback(TrainerCallback):
         Raises:
             NonFiniteError: a gradient is infinite or not a number.
         """
-        self._running.finish_backward(state.global_step)
-        gradients = [p.grad for layer in self._running.capture.layers for p in (layer.A, layer.B) if p.grad is not None]
+        self.running.finish_backward(state.global_step)
+        gradients = [p.grad for layer in self.running.capture.layers for p in (layer.A, layer.B) if p.grad is not None]
         if not bool(torch.nn.utils.get_total_norm(gradients).isfinite()):
             guilty = list(self._blame()) if self._blame is not None else []
             raise non_finite("gradient", state.global_step, guilty, Path(args.output_dir))
@@ -113,7 +116,7 @@ class GeometryCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Measure the step taken and refine if it is time."""
-        for record in self._running.finish_step(state.global_step, kwargs.get("optimizer")):
+        for record in self.running.finish_step(state.global_step, kwargs.get("optimizer")):
             self.log.append(record)
             self.latest = summary(record) or self.latest
         if self._step_record is not None:
@@ -135,7 +138,7 @@ class GeometryCallback(TrainerCallback):
 
     def save_state(self, directory: Path) -> None:
         """Write the geometry's state into ``directory``."""
-        save_geometry(directory, self._running.state_dict(), self._running.tensor_state())
+        save_geometry(directory, self.running.state_dict(), self.running.tensor_state())
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -147,12 +150,14 @@ class GeometryCallback(TrainerCallback):
         """Leave the model as it was found."""
         if self.engine is not None:
             self.engine.close()
+            self.engine = None
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
 
     @property
-    def _running(self) -> GeometryEngine:
+    def running(self) -> GeometryEngine:
+        """The engine of the training in progress."""
         if self.engine is None:
             raise RuntimeError("training has not begun")
         return self.engine
@@ -166,7 +171,7 @@ class GeometryCallback(TrainerCallback):
             weights = None
             if self.config.loss_reduction == "token" and isinstance(kwargs.get("labels"), Tensor):
                 weights = (kwargs["labels"] != -100).sum(dim=1)
-            self._running.begin_batch(ids, loss_scale=1 / self._accumulation, sample_weights=weights)
+            self.running.begin_batch(ids, loss_scale=1 / self._accumulation, sample_weights=weights)
         return args, kwargs
 
 

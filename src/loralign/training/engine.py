@@ -158,22 +158,26 @@ class GeometryEngine:
                 dist.broadcast(layer.B.data, src=0)
         return report
 
+    def captured(self) -> GradientStatistics:
+        """Statistics of what has been captured outside a step, over all processes."""
+        self.end_batch()
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            self.capture.all_reduce()
+        self.capture.enabled = False
+        return self.capture.statistics("mean")
+
     def refine_captured(self) -> dict[str, Any]:
         """Refine from what has been captured outside a step, as at the start of training; returns the record.
 
         A mode that needs no gradients has nothing to begin with at the start, so ``balanced`` takes its place.
         """
-        self.end_batch()
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            self.capture.all_reduce()
+        before = self.captured()
         mode = self.config.refine_mode if self._needs_gradients() else "balanced"
-        before = self.capture.statistics("mean")
         report = self.refine(mode=mode)
         if self.window is not None:
             self.window.mark()
         record = refinement_record(-1, report)
         record["attenuation_before"] = named(self.objectives, before.attenuation())
-        self.capture.enabled = False
         self.capture.reset()
         return record
 

@@ -9,27 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers.trainer_utils import rotate_checkpoints
 from trl import DPOTrainer
-from trl.trainer.utils import use_adapter
 
+from loralign.capture import GradientStatistics
 from loralign.data.sampler import ObjectiveSampler
-from loralign.errors import ConfigError, DataError, OutputError, StateError
+from loralign.errors import ConfigError, DataError
 from loralign.training.callback import GeometryCallback, non_finite
-from loralign.training.checkpoint import clear_unfinished, is_whole, last_whole_checkpoint, publish, saving_directory
 from loralign.training.collator import OBJECTIVE_IDS, ObjectiveCollator
 from loralign.training.config import GeometryConfig
 from loralign.training.metrics import StepMetrics
-from loralign.training.preservation import PreservationStream, preservation_loss, tokenise_texts
-from loralign.training.slices import ObjectiveMetrics, OutputRecorder, objective_metrics
+from loralign.training.preserving import PreservationObjective
+from loralign.training.saving import WholeCheckpoints
+from loralign.training.slices import OutputRecorder, objective_metrics
 
 PRESERVATION = "preservation"
 _MIXING_LOSSES = {"aot", "aot_unpaired"}
 
 
-class MultiObjectiveDPOTrainer(DPOTrainer):
+class MultiObjectiveDPOTrainer(WholeCheckpoints, PreservationObjective, DPOTrainer):
     """TRL's ``DPOTrainer`` for preference data with an ``objective`` column.
 
     Everything that ``DPOTrainer`` takes works as there, all its per-pair losses included. Added are: a sampler that
@@ -78,7 +76,7 @@ class MultiObjectiveDPOTrainer(DPOTrainer):
             raise DataError("the training data has no 'objective' column", fix="label every pair with its objective")
         labels = self.train_dataset["objective"]
         self.preferences = tuple(objectives or dict.fromkeys(labels))
-        self._preservation = self._make_preservation(preservation_dataset)
+        self._preservation = self._make_preservation(self.geometry, preservation_dataset)
         self.objectives = self.preferences + ((PRESERVATION,) if self._preservation is not None else ())
         self.target = _target(self.objectives, dict(target_weights or {}), self.geometry)
         self._labels = [self.preferences.index(label) for label in labels]
@@ -89,28 +87,8 @@ class MultiObjectiveDPOTrainer(DPOTrainer):
         self.geometry_callback = GeometryCallback(
             self.objectives, self.geometry, self.target, blame=self._blame, step_record=self._step_record
         )
-        # First, so that its numbers are in the log before any reporter reads it.
+        # First, so that its state is there before any other callback's turn.
         self.callback_handler.callbacks.insert(0, self.geometry_callback)
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Train; ``resume_from_checkpoint=True`` takes the last whole checkpoint, or starts anew if there is none.
-
-        Raises:
-            StateError: the named checkpoint is not whole.
-        """
-        output = Path(self.args.output_dir)
-        checkpoint: Path | None = None
-        if resume_from_checkpoint is True:
-            checkpoint = last_whole_checkpoint(output)
-        elif resume_from_checkpoint:
-            checkpoint = Path(str(resume_from_checkpoint))
-            if not is_whole(checkpoint):
-                last = last_whole_checkpoint(output)
-                raise StateError(
-                    "the checkpoint is not whole", place=str(checkpoint), fix=f"resume from {last or 'the beginning'}"
-                )
-        self.geometry_callback.resume_from(checkpoint)
-        return super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         if self.geometry.refine_at_start and not kwargs.get("resume_from_checkpoint"):
@@ -195,106 +173,6 @@ class MultiObjectiveDPOTrainer(DPOTrainer):
     def _step_record(self) -> dict[str, Any]:
         return self._step_metrics["step"].record(self.accelerator)
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._saving) if self._saving is not None else super()._get_output_dir(trial)
-
-    _saving: Path | None = None
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        output = Path(super()._get_output_dir(trial))
-        name = f"checkpoint-{self.state.global_step}"
-        saving = saving_directory(output)
-        if self.accelerator.is_main_process:
-            clear_unfinished(output)
-        self.accelerator.wait_for_everyone()
-        if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = str(output / name)
-        self._saving = saving
-        try:
-            super()._save_checkpoint(model, trial)
-            if self.accelerator.is_main_process:
-                self.geometry_callback.save_state(saving / name)
-            self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process:
-                publish(saving / name, output / name)
-                saving.rmdir()
-        except (OSError, SafetensorError, RuntimeError) as error:
-            if not _is_write_failure(error):
-                raise
-            last = last_whole_checkpoint(output)
-            if self.accelerator.is_main_process:
-                clear_unfinished(output)
-            raise OutputError(
-                f"the checkpoint cannot be written: {error}",
-                place=str(output / name),
-                fix=f"free some space and resume from {last or 'the beginning'}",
-            ) from error
-        finally:
-            self._saving = None
-        if self.args.should_save:
-            rotate_checkpoints(
-                output_dir=str(output),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
-        self.accelerator.wait_for_everyone()
-
-    def _make_preservation(self, dataset: Any) -> PreservationStream | None:
-        if not self.geometry.preservation_weight:
-            return None
-        if dataset is None:
-            raise ConfigError(
-                "preservation needs texts", place="preservation_weight", fix="pass preservation_dataset=..."
-            )
-        return PreservationStream(
-            tokenise_texts(dataset, self._tokenizer, self.args.max_length),
-            self.geometry.preservation_batch_size,
-            self._tokenizer.pad_token_id,
-            seed=self.args.seed,
-        )
-
-    def _preservation_step(self, model: Any) -> Tensor:
-        if self._preservation is None or self.geometry_callback.engine is None:
-            raise ConfigError("preservation is off", place="preservation_weight")
-        number = self._micro_step
-        batch = self._preservation.batch(number, self.accelerator.process_index, self.accelerator.num_processes)
-        batch = {key: value.to(self.accelerator.device) for key, value in batch.items()}
-        ids = torch.full((batch["input_ids"].shape[0],), len(self.objectives) - 1)
-        unwrapped = self.accelerator.unwrap_model(self.model)
-        reference_adapter = "ref" if "ref" in unwrapped.peft_config else None
-        with (
-            torch.no_grad(),
-            use_adapter(unwrapped, adapter_name=reference_adapter),
-            self.compute_loss_context_manager(),
-        ):
-            reference = unwrapped(**batch, use_cache=False).logits
-        scale = 1 / self._current_accumulation()
-        with self.geometry_callback.engine.batch(ids, loss_scale=scale):
-            with self.compute_loss_context_manager():
-                policy = model(**batch, use_cache=False).logits
-                loss = preservation_loss(
-                    policy, reference, batch["attention_mask"], self.geometry.preservation_direction
-                )
-            self.accelerator.backward(loss * scale)
-        one = ObjectiveMetrics(len(ids), float(loss.detach()), float("nan"), float("nan"))
-        for mode in ("train", "step"):
-            self._step_metrics[mode].add({len(self.objectives) - 1: one})
-        self._micro_step += 1
-        return loss.detach() * scale
-
-    _micro_step_count: int | None = None
-
-    @property
-    def _micro_step(self) -> int:
-        if self._micro_step_count is None:
-            self._micro_step_count = self.state.global_step * self.args.gradient_accumulation_steps
-        return self._micro_step_count
-
-    @_micro_step.setter
-    def _micro_step(self, value: int) -> None:
-        self._micro_step_count = value
-
     def _current_accumulation(self) -> int:
         return int(getattr(self, "current_gradient_accumulation_steps", 1) or 1)
 
@@ -306,32 +184,63 @@ class MultiObjectiveDPOTrainer(DPOTrainer):
         finally:
             self.precompute_ref_logps = before
 
-    def _refine_at_start(self) -> dict[str, Any]:
-        """Give ``A`` the directions that the first batches' gradients ask for; the function stays."""
-        engine = self.geometry_callback._running
-        batches = iter(self.get_train_dataloader())
-        per_step = self.args.gradient_accumulation_steps
+    def measure_geometry(self, batches: int = 1) -> GradientStatistics:
+        """Measure the objectives' gradients at the current adapter, without training.
+
+        Args:
+            batches: optimiser steps' worth of training batches to take in, from the beginning of epoch 0.
+
+        Returns:
+            Statistics normalised to every objective's own mean loss, over all processes.
+        """
+        callback = self.geometry_callback
+        own = callback.engine is None
+        if own:
+            callback.attach(self.model, self.args.seed)
+        engine = callback.running
+        try:
+            engine.capture.enabled = True
+            engine.capture.reset()
+            self._accumulate_gradients(batches * self.args.gradient_accumulation_steps)
+            return engine.captured()
+        finally:
+            if own:
+                callback.close()
+
+    def _accumulate_gradients(self, micro_batches: int) -> None:
         self.model.train()
-        engine.capture.enabled = True
-        engine.capture.reset()
+        loader = self.get_train_dataloader()
+        loader.set_epoch(0)
+        batches = iter(loader)
         with self.accelerator.no_sync(self.model):
-            for _ in range(self.geometry.refine_start_batches * per_step):
-                inputs = self._prepare_inputs(next(batches))
+            for done in range(micro_batches):
+                inputs = next(batches, None)
+                if inputs is None:
+                    loader.set_epoch(done)
+                    batches = iter(loader)
+                    inputs = next(batches)
                 with self.compute_loss_context_manager():
-                    loss = self._compute_loss(self.model, inputs, False)
+                    loss = self._compute_loss(self.model, self._prepare_inputs(inputs), False)
                 loss.backward()
-                engine.end_batch()
+                self.geometry_callback.running.end_batch()
         self.model.zero_grad(set_to_none=True)
         for metrics in self._step_metrics.values():
             metrics.clear()
         self._metrics["train"].clear()
+
+    def _refine_at_start(self) -> dict[str, Any]:
+        """Give ``A`` the directions that the first batches' gradients ask for; the function stays."""
+        engine = self.geometry_callback.running
+        engine.capture.enabled = True
+        engine.capture.reset()
+        self._accumulate_gradients(self.geometry.refine_start_batches * self.args.gradient_accumulation_steps)
         return engine.refine_captured()
 
     def _blame(self) -> list[str]:
         """Objectives whose own gradient on the last micro-batch is not finite: one more pass, measured."""
         if not self._last_inputs:
             return []
-        engine = self.geometry_callback._running
+        engine = self.geometry_callback.running
         engine.capture.enabled = True
         engine.capture.reset()
         with self.accelerator.no_sync(self.model):
@@ -354,8 +263,3 @@ def _target(objectives: Sequence[str], weights: dict[str, float], geometry: Geom
     if not bool((values.isfinite() & (values > 0)).all()):
         raise ConfigError(f"weights {values.tolist()} must be positive and finite", place="target_weights")
     return values
-
-
-def _is_write_failure(error: Exception) -> bool:
-    text = str(error).lower()
-    return isinstance(error, (OSError, SafetensorError)) or "writ" in text or "stream" in text
