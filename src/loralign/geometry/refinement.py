@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -71,6 +71,19 @@ class RefinementReport:
     def replaced(self) -> int:
         """Rows of ``A`` replaced, over all layers."""
         return sum(layer.replaced for layer in self.layers)
+
+    def measured(self, before: GradientStatistics, after: GradientStatistics) -> RefinementReport:
+        """The report with the attenuations of two measurements, per layer and for the model."""
+        layers = [
+            replace(layer, attenuation_before=old, attenuation_after=new)
+            for layer, old, new in zip(self.layers, _by_layer(before), _by_layer(after), strict=True)
+        ]
+        return replace(
+            self,
+            layers=layers,
+            attenuation_before=_named(before.objectives, before.attenuation()),
+            attenuation_after=_named(after.objectives, after.attenuation()),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """A mapping of plain values."""
@@ -142,19 +155,8 @@ def refine(
     if window is not None:
         window.mark()
     after = None if measure is None else measure()
-    if before is not None and after is not None:
-        pairs = zip(reports, _by_layer(before), _by_layer(after), strict=True)
-        reports = [
-            LayerRefinement(**{**asdict(report), "attenuation_before": old, "attenuation_after": new})
-            for report, old, new in pairs
-        ]
-    return RefinementReport(
-        mode=mode,
-        layers=reports,
-        attenuation_before=None if before is None else _named(before.objectives, before.attenuation()),
-        attenuation_after=None if after is None else _named(after.objectives, after.attenuation()),
-        moments=moments if optimizer is not None else "none",
-    )
+    report = RefinementReport(mode=mode, layers=reports, moments=moments if optimizer is not None else "none")
+    return report if before is None or after is None else report.measured(before, after)
 
 
 @torch.no_grad()

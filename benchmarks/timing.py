@@ -1,0 +1,75 @@
+"""Wall-clock time of a step and of its parts, and an order of arms in which a drift of the machine cancels."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from tqdm import tqdm
+
+
+class Clock:
+    """Seconds by arm, and by part of an arm under ``arm/part``, one sample a repeat."""
+
+    def __init__(self) -> None:
+        self.samples: dict[str, list[float]] = defaultdict(list)
+        self._parts: dict[str, float] = defaultdict(float)
+
+    def time(self, arm: str, run: Callable[[], None]) -> None:
+        """Run one arm once and add its sample; work queued on a GPU counts."""
+        gc.collect()
+        self._parts.clear()
+        seconds = _seconds(run)
+        self.samples[arm].append(seconds)
+        for part, value in self._parts.items():
+            self.samples[f"{arm}/{part}"].append(value)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time a part of the arm in progress; its blocks add up."""
+        _synchronise()
+        started = time.perf_counter()
+        yield
+        _synchronise()
+        self._parts[name] += time.perf_counter() - started
+
+
+def interleave(
+    clock: Clock, arms: Mapping[str, Callable[[int], None]], *, repeats: int, warmup: int, seed: int
+) -> None:
+    """Run every arm once a repeat, in a new random order each time; the warm-up's times are dropped.
+
+    Args:
+        clock: that the samples go to.
+        arms: by name, each called with the number of the repeat.
+        repeats: that are timed.
+        warmup: repeats before those.
+        seed: of the orders.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    names = list(arms)
+    with tqdm(total=(warmup + repeats) * len(names), unit="run") as bar:
+        for repeat in range(warmup + repeats):
+            if repeat == warmup:
+                clock.samples.clear()
+            for position in torch.randperm(len(names), generator=generator).tolist():
+                clock.time(names[position], partial(arms[names[position]], repeat))
+                bar.update()
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    _synchronise()
+    started = time.perf_counter()
+    run()
+    _synchronise()
+    return time.perf_counter() - started
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,199 @@
+"""``loralign align``: train, score, report."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback
+
+from loralign.evaluation import (
+    PairScores,
+    Scores,
+    compare_scores,
+    generate_samples,
+    preference_scores,
+    score_pairs,
+    tokenise_pairs,
+)
+from loralign.files import atomic_directory, write_json, write_text
+from loralign.models import portable_base_name
+from loralign.report import Run, headline, load_run, render_report
+from loralign.runs.card import model_card
+from loralign.runs.environment import describe_environment
+from loralign.runs.prepare import RUN_FILE, Prepared, check_output, prepare
+from loralign.runs.progress import RunProgress
+from loralign.runs.recipe import Recipe
+from loralign.training import last_whole_checkpoint
+
+ADAPTER = "adapter"
+
+
+@dataclass(frozen=True)
+class AlignResult:
+    """What a run leaves behind.
+
+    Attributes:
+        directory: the run's directory.
+        adapter: the PEFT adapter inside it.
+        report: the HTML page, or ``None`` on a process that writes nothing.
+        run: what the page was made from.
+        scores: scores after training, where there was validation data.
+    """
+
+    directory: Path
+    adapter: Path
+    report: Path | None
+    run: Run | None
+    scores: Scores | None
+
+
+def run_alignment(recipe: Recipe) -> AlignResult:
+    """Run a recipe from beginning to end, or from its last whole checkpoint.
+
+    Raises:
+        LoralignError: any fault of data, model, settings or output, before anything is written where possible.
+    """
+    check_output(recipe)
+    started = time.monotonic()
+    prepared = prepare(recipe)
+    trainer, directory = prepared.trainer, Path(recipe.training.output_dir)
+    writes = trainer.is_world_process_zero()
+    resumed = recipe.run.resume and last_whole_checkpoint(directory) is not None
+    if writes:
+        if directory.exists() and not resumed:
+            _clear(directory)
+        write_json(directory / RUN_FILE, _description(recipe, prepared, started, "running"))
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(RunProgress(title=f"aligning, {recipe.geometry.weighting} weights", show=writes))
+    trainer.train(resume_from_checkpoint=resumed)
+    trainer.accelerator.wait_for_everyone()
+    if not writes:
+        return AlignResult(directory, directory / ADAPTER, None, None, None)
+    scores = _score(recipe, prepared, directory)
+    write_json(directory / RUN_FILE, _description(recipe, prepared, started, "finished"))
+    _save_adapter(prepared, directory / ADAPTER)
+    run = load_run(directory)
+    write_text(directory / ADAPTER / "README.md", model_card(run, portable_base_name(prepared.loaded.source.name)))
+    report = directory / "report.html"
+    render_report(run, report)
+    return AlignResult(directory, directory / ADAPTER, report, run, scores)
+
+
+def describe(result: AlignResult) -> str:
+    """The run's headline."""
+    return headline(result.run) if result.run is not None else ""
+
+
+def _clear(directory: Path) -> None:
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _score(recipe: Recipe, prepared: Prepared, directory: Path) -> Scores | None:
+    if prepared.validation is None:
+        return None
+    model, tokenizer = prepared.trainer.model, prepared.loaded.tokenizer
+    model.eval()
+    reference = "ref" if "ref" in model.peft_config else "base"
+    pairs = score_pairs(
+        model,
+        tokenise_pairs(prepared.validation.dataset, tokenizer, recipe.training.max_length),
+        reference=reference,
+        batch_tokens=recipe.run.validation_batch_tokens,
+    )
+    after = write_scores(pairs, directory, beta=recipe.training.beta)
+    if recipe.run.samples:
+        write_json(directory / "samples.json", _samples(recipe, prepared, model, tokenizer))
+    return after
+
+
+def write_scores(pairs: PairScores, directory: Path, *, beta: float) -> Scores:
+    """Write ``scores.json`` and the per-pair values behind it; returns the scores of the policy."""
+    after = preference_scores(pairs, beta=beta)
+    before = preference_scores(pairs.of_reference(), beta=beta)
+    difference = compare_scores(pairs.of_reference(), pairs, beta=beta)
+    write_json(
+        directory / "scores.json",
+        {
+            "version": 1,
+            "before": before.to_json(),
+            "after": after.to_json(),
+            "reference": before.to_json(),
+            "difference": difference.to_json(),
+        },
+    )
+    pairs.save(directory / "pair_scores.safetensors")
+    return after
+
+
+def _samples(recipe: Recipe, prepared: Prepared, model: Any, tokenizer: Any) -> list[dict[str, str]]:
+    rows = prepared.validation.dataset if prepared.validation is not None else prepared.train.dataset
+    chosen: list[Any] = []
+    objectives = prepared.train.objectives
+    for number in range(recipe.run.samples):
+        wanted = objectives[number % len(objectives)]
+        matching = [row for row in rows if row["objective"] == wanted]
+        chosen.append(matching[(number // len(objectives)) % len(matching)])
+    answers = generate_samples(model, tokenizer, [row["prompt"] for row in chosen], max_new_tokens=48, n=len(chosen))
+    return [
+        {
+            "objective": row["objective"],
+            "prompt": answer.prompt,
+            "before": answer.without_adapter or "",
+            "after": answer.with_adapter,
+        }
+        for row, answer in zip(chosen, answers, strict=True)
+    ]
+
+
+def _save_adapter(prepared: Prepared, target: Path) -> None:
+    model = prepared.trainer.accelerator.unwrap_model(prepared.trainer.model)
+    save_adapter(model, prepared.loaded.tokenizer, portable_base_name(prepared.loaded.source.name), target)
+
+
+def save_adapter(model: Any, tokenizer: Any, base_name: str, target: Path) -> None:
+    """Write the active adapter as an ordinary PEFT directory, whole or not at all."""
+    if target.exists():
+        shutil.rmtree(target)
+    model.peft_config["default"].base_model_name_or_path = base_name
+    with atomic_directory(target) as temporary:
+        model.save_pretrained(str(temporary), selected_adapters=["default"], save_embedding_layers=False)
+        tokenizer.save_pretrained(str(temporary))
+
+
+def _description(recipe: Recipe, prepared: Prepared, started: float, status: str) -> dict[str, Any]:
+    trainer = prepared.trainer
+    data: dict[str, Any] = {"train": _data(prepared.train)}
+    if prepared.validation is not None:
+        data["validation"] = _data(prepared.validation)
+    if prepared.lengths is not None:
+        data["lengths"] = prepared.lengths.as_dict()
+    return {
+        "version": 1,
+        "command": list(recipe.command),
+        "model": prepared.loaded.source.name,
+        "objectives": list(trainer.objectives),
+        "target_weights": dict(zip(trainer.objectives, trainer.target.tolist(), strict=True)),
+        "weighting": recipe.geometry.weighting,
+        "config": recipe.settings(),
+        "data": data,
+        "environment": describe_environment(trainer.model),
+        "seconds": time.monotonic() - started,
+        "seed": recipe.training.seed,
+        "status": status,
+    }
+
+
+def _data(preferences: Any) -> dict[str, Any]:
+    return {
+        "counts": dict(preferences.counts),
+        "fingerprint": preferences.fingerprint,
+        "sources": [str(source) for source in preferences.sources],
+    }

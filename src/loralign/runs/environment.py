@@ -1,0 +1,25 @@
+"""What a run was made with."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+import loralign
+
+
+def describe_environment(model: Any) -> dict[str, Any]:
+    """Versions, device and precision, as plain values."""
+    parameter = next(model.parameters())
+    return {
+        "loralign": loralign.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate", "datasets")},
+        "device": torch.cuda.get_device_name() if parameter.is_cuda else platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "base_dtype": str(parameter.dtype).removeprefix("torch."),
+    }

