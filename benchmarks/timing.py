@@ -58,6 +58,7 @@ def interleave(
             if repeat == warmup:
                 clock.samples.clear()
             for position in torch.randperm(len(names), generator=generator).tolist():
+                bar.set_postfix_str(names[position])
                 clock.time(names[position], partial(arms[names[position]], repeat))
                 bar.update()
 

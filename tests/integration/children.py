@@ -69,39 +69,34 @@ class Child:
             assert self.process.is_alive(), f"the child ended early:\n{self.log.read_text()[-6000:]}"
             assert time.monotonic() < end, f"the child never came to {reached.name}"
             time.sleep(0.01)
+        self.kill()
+
+    def kill(self) -> None:
+        """Send SIGKILL now."""
         assert self.process.pid is not None
         os.kill(self.process.pid, signal.SIGKILL)
         assert self.exit_code() == -signal.SIGKILL
 
 
-def run_pair(function: Callable[..., None], *arguments: Any, log: Path) -> None:
-    """Run a function in two processes that find each other as under torchrun, and wait for both."""
+def start_pair(function: Callable[..., None], *arguments: Any, log: Path) -> tuple[Child, Child]:
+    """Run a function in two processes that find each other by the variables that torchrun sets."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    both = [
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    first, second = (
         Child(
             function,
             *arguments,
             log=log.with_name(f"{log.name}-{rank}"),
-            environment={
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "LOCAL_WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            },
+            environment=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
-    ]
-    for child in both:
-        child.wait()
+    )
+    return first, second
 
 
-def _call(
-    function: Callable[..., None], arguments: tuple[Any, ...], log: str, environment: dict[str, str]
-) -> None:
+def _call(function: Callable[..., None], arguments: tuple[Any, ...], log: str, environment: dict[str, str]) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

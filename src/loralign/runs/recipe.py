@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from trl import DPOConfig, TrlParser
 
@@ -27,7 +28,10 @@ class AlignArguments:
 
     model: str | None = _option(None, "Local directory, hub name or installed model; smollm2-135m-instruct by default.")
     revision: str | None = _option(None, "Hub revision of the model.")
-    dtype: DtypeName = _option("auto", "Base weights: auto (bfloat16 where it is fast), float32, bfloat16 or float16.")
+    dtype: DtypeName = field(
+        default="auto",
+        metadata={"help": "Base weights: auto (bfloat16 where it is fast), float32, bfloat16 or float16."},
+    )
     load_in_4bit: bool = _option(False, "Quantise the base to 4 bits; needs loralign[quantization].")
     data: list[str] = field(
         default_factory=lambda: ["builtin"],
@@ -76,6 +80,8 @@ DEFAULTS: dict[str, Any] = {
     "report_to": "none",
     "gradient_checkpointing": False,
     "bf16": False,
+    "dataloader_pin_memory": torch.cuda.is_available(),
+    "use_cpu": not torch.cuda.is_available(),
     "seed": 0,
 }
 """Where a run's defaults differ from TRL's."""
@@ -109,12 +115,10 @@ class Recipe:
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """The settings as plain values: the run's, the geometry's, and TRL's where they differ from its own."""
-        with _quiet():
-            usual = DPOConfig(output_dir=str(self.training.output_dir))
         changed = {
             one.name: getattr(self.training, one.name)
             for one in fields(DPOConfig)
-            if one.init and _plain(getattr(self.training, one.name, None)) != _plain(getattr(usual, one.name, None))
+            if one.init and _plain(getattr(self.training, one.name, None)) != _plain(_default(one))
         }
         parts = {"run": vars(self.run), "geometry": vars(self.geometry), "training": changed}
         return {part: {name: _plain(value) for name, value in values.items()} for part, values in parts.items()}
@@ -199,6 +203,10 @@ def _check_keys(path: Path, known: set[str]) -> None:
 def _nearest(word: str, known: set[str], prefix: str) -> str:
     near = difflib.get_close_matches(word.replace("-", "_"), sorted(known), n=1, cutoff=0.5)
     return f"did you mean {prefix}{near[0]}?" if near else "see loralign align --help"
+
+
+def _default(one: Field[Any]) -> Any:
+    return one.default_factory() if one.default_factory is not MISSING else one.default
 
 
 def _plain(value: Any) -> Any:

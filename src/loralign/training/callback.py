@@ -59,6 +59,7 @@ class GeometryCallback(TrainerCallback):
         self._step_record = step_record
         self._hook: Any = None
         self._accumulation = 1
+        self._tokens = 0.0
         self._resume: Path | None = None
         self.start: Callable[[], dict[str, Any]] | None = None
 

@@ -54,6 +54,7 @@ class GeometryEngine:
         self._before: list[tuple[Tensor, Tensor]] | None = None
         self._statistics: GradientStatistics | None = None
         self._record: dict[str, Any] | None = None
+        self._share_unit = 1.0
         self.reweighting.set_weights(self.target)
 
     def measures_at(self, step: int) -> bool:
@@ -92,17 +93,24 @@ class GeometryEngine:
         self.reweighting.end()
         self.capture.end()
 
-    def finish_backward(self, step: int) -> GradientStatistics | None:
+    def finish_backward(self, step: int, *, loss_total: float | None = None) -> GradientStatistics | None:
         """After the last backward pass of a step: read the measurement and put new weights in force from the next step.
 
         Statistics are summed over processes first, so every process finds the same weights.
+
+        Args:
+            step: optimiser step, from 0.
+            loss_total: for a loss that is a sum divided by a total over all batches and processes, such as a count of
+                tokens: this process's part of the total, ``loss_scale`` of each batch having been its own part.
         """
         self.end_batch()
         if not self.capture.enabled:
             return None
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             self.capture.all_reduce()
+        self._share_unit = 1.0 if loss_total is None else self._mean_over_processes(loss_total)
         statistics = self.capture.statistics("mean")
+        statistics = statistics.scaled(torch.full((len(self.objectives),), self._share_unit))
         in_force = self.reweighting.weights
         weights = self.smoothing.update(statistics, self.target)
         self.reweighting.set_weights(weights)
@@ -228,6 +236,13 @@ class GeometryEngine:
     def _needs_gradients(self, mode: str | None = None) -> bool:
         return (mode or self.config.refine_mode) in ("gradient", "balanced")
 
+    def _mean_over_processes(self, value: float) -> float:
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return value
+        total = torch.tensor([value], device=self.capture.layers[0].A.device)
+        dist.all_reduce(total)
+        return float(total) / dist.get_world_size()
+
     def _step_distortion(self) -> float | None:
         if self._statistics is None or self._before is None:
             return None
@@ -239,6 +254,6 @@ class GeometryEngine:
             (layer.scaling, A, B, *step)
             for layer, (A, B), step in zip(self.capture.layers, self._before, steps, strict=True)
         ]
-        inner = self.capture.step_inner(steps, normalise="mean")
+        inner = self._share_unit * self.capture.step_inner(steps, normalise="mean")
         value = step_distortion(self._statistics, self.target, inner, step_norm(parts))
         return value if value == value else None

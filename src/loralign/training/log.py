@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from loralign.errors import OutputError
 from loralign.files import write_text
 
 
@@ -20,15 +21,30 @@ class GeometryLog:
         self.path = path
 
     def append(self, record: dict[str, Any]) -> None:
-        """Write one record and hand it to the operating system, so that a killed run keeps what it has logged."""
+        """Write one record and hand it to the operating system, so that a killed run keeps what it has logged.
+
+        Raises:
+            OutputError: the file system refused the write, as a full disk does.
+        """
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write: {error.strerror or error}",
+                place=str(self.path),
+                fix="free some space and resume from the last checkpoint",
+            ) from error
 
     def truncate(self, steps: int) -> None:
-        """Keep the records of the first ``steps`` optimiser steps; a cut-off last line goes too."""
+        """Keep the records of the first ``steps`` optimiser steps; a cut-off last line goes too.
+
+        What was done before the first step (recorded as step −1) is done again by a run that begins at step 0.
+        """
         if self.path is None or not self.path.exists():
             return
         kept = []
@@ -37,6 +53,6 @@ class GeometryLog:
                 record = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if isinstance(record, dict) and record.get("step", -1) < steps:
+            if isinstance(record, dict) and record.get("step", -1) < steps and steps > 0:
                 kept.append(line)
         write_text(self.path, "".join(line + "\n" for line in kept))

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from transformers import Trainer
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from loralign.errors import OutputError, StateError
@@ -43,8 +44,17 @@ class WholeCheckpoints(Trainer):
                 raise StateError(
                     "the checkpoint is not whole", place=str(checkpoint), fix=f"resume from {last or 'the beginning'}"
                 )
+        if checkpoint is not None and self._is_finished(checkpoint):
+            # The base class would train one step more before it notices.
+            self._load_from_checkpoint(str(checkpoint))
+            return None
         self.geometry_callback.resume_from(checkpoint)
         return super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
+
+    def _is_finished(self, checkpoint: Path) -> bool:
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        steps = self.args.max_steps if self.args.max_steps > 0 else self.state.max_steps
+        return bool(self.state.global_step >= steps)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._saving) if self._saving is not None else super()._get_output_dir(trial)

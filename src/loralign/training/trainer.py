@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl import DPOTrainer
+from trl import DPOConfig, DPOTrainer
 
 from loralign.capture import GradientStatistics
 from loralign.data.sampler import ObjectiveSampler
@@ -64,14 +64,8 @@ class MultiObjectiveDPOTrainer(WholeCheckpoints, PreservationObjective, DPOTrain
     ) -> None:
         self.geometry = geometry or GeometryConfig()
         self._step_metrics: dict[str, StepMetrics] = {}
+        _check_losses(kwargs.get("args") or next((one for one in args if isinstance(one, DPOConfig)), None))
         super().__init__(*args, **kwargs)
-        mixing = _MIXING_LOSSES & set(self.loss_types)
-        if mixing:
-            raise ConfigError(
-                f"loss {sorted(mixing)[0]!r} compares pairs with each other, so no pair has a gradient of its own",
-                place="loss_type",
-                fix="use a per-pair loss such as sigmoid",
-            )
         if "objective" not in self.train_dataset.column_names:
             raise DataError("the training data has no 'objective' column", fix="label every pair with its objective")
         labels = self.train_dataset["objective"]
@@ -249,6 +243,17 @@ class MultiObjectiveDPOTrainer(WholeCheckpoints, PreservationObjective, DPOTrain
         engine.end_batch()
         finite = engine.capture.statistics().full.diagonal().isfinite()
         return [name for name, good in zip(self.objectives, finite.tolist(), strict=True) if not good]
+
+
+def _check_losses(config: DPOConfig | None) -> None:
+    """Refuse losses that mix pairs, before the base class makes the output directory."""
+    mixing = sorted(_MIXING_LOSSES & set(config.loss_type if config is not None else ()))
+    if mixing:
+        raise ConfigError(
+            f"loss {mixing[0]!r} compares pairs with each other, so no pair has a gradient of its own",
+            place="loss_type",
+            fix="use a per-pair loss such as sigmoid",
+        )
 
 
 def _target(objectives: Sequence[str], weights: dict[str, float], geometry: GeometryConfig) -> Tensor:
