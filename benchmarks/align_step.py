@@ -43,6 +43,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=positive, default=15)
     parser.add_argument("--warmup", type=positive, default=2, help="repeats that are not counted")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="on a machine that is busy with other things: count the process's CPU seconds (with OMP_NUM_THREADS=1, "
+        "since a thread that waits for another one counts as well)",
+    )
     add_model_options(parser)
     add_output_options(parser)
     arguments = parser.parse_args()
@@ -53,7 +59,7 @@ def main() -> None:
         )
         ours: MultiObjectiveDPOTrainer = make_trainer(arguments, Path(directory) / "ours", geometry)
         plain = make_trainer(arguments, Path(directory) / "trl")
-        clock, replaced = Clock(), dict[str, int]()
+        clock, replaced = Clock(cpu=arguments.cpu_time), dict[str, int]()
         runs = arms(ours, plain, make_batches(ours, arguments), clock, replaced)
         # The first measurement puts the weights in force that all later steps of ours have.
         runs["measured"](0)
@@ -63,7 +69,7 @@ def main() -> None:
         interleave(clock, runs, repeats=arguments.repeats, warmup=arguments.warmup, seed=arguments.seed)
         ours.geometry_callback.close()
     rows_replaced = {f"rows replaced by {mode}": count for mode, count in replaced.items()}
-    settings |= {"repeats": arguments.repeats, "unit": "s", **rows_replaced}
+    settings |= {"repeats": arguments.repeats, "unit": "CPU s" if arguments.cpu_time else "s", **rows_replaced}
     show(arguments, table(clock.samples), dict(clock.samples), settings)
 
 

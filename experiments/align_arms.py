@@ -159,6 +159,83 @@ def run(arguments: argparse.Namespace) -> None:
             claim.unlink()
 
 
+def table(arguments: argparse.Namespace) -> None:
+    """Print a Markdown table: one line per arm, learning rate and time, means over seeds."""
+    print("| arm | learning rate | step | seeds | helpful | honest | harmless | worst | DPO loss | KL(π‖ref) |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for (arm, rate, step), cells in sorted(_by_point(arguments.out).items(), key=_order):
+        objectives = {name: [cell["objectives"][name]["measures"] for cell in cells] for name in SOURCES}
+        means = {name: _mean(rows, "accuracy_reward") for name, rows in objectives.items()}
+        columns = [f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in means.values()]
+        overall = [cell["overall"]["measures"] for cell in cells]
+        loss, drift = _mean(overall, "loss"), _mean(overall, "kl_policy_reference")
+        worst = min(value for value, _, _ in means.values())
+        line = [arm, f"{rate:g}", str(step), str(len(cells)), *columns, f"{worst:.2f}", f"{loss[0]:.3f}"]
+        print("| " + " | ".join([*line, f"{drift[0]:.3f} [{drift[1]:.3f}, {drift[2]:.3f}]"]) + " |")
+
+
+def plot(arguments: argparse.Namespace) -> None:
+    """Draw validation loss and mean accuracy against drift, one curve per arm through all times and learning rates."""
+    from plotly import graph_objects
+    from plotly.subplots import make_subplots
+
+    titles = ("Validation DPO loss (lower is better)", "Preference accuracy, mean of objectives (higher is better)")
+    figure = make_subplots(rows=1, cols=2, subplot_titles=titles)
+    colours = ("#555555", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+    points = _by_point(arguments.out)
+    for arm, colour in zip(ARMS, colours, strict=True):
+        curve = []
+        for (name, rate, step), cells in points.items():
+            if name == arm:
+                overall = [cell["overall"]["measures"] for cell in cells]
+                accuracy = [
+                    _mean([cell["objectives"][o]["measures"] for cell in cells], "accuracy_reward")[0] for o in SOURCES
+                ]
+                values = (
+                    _mean(overall, "kl_policy_reference")[0],
+                    _mean(overall, "loss")[0],
+                    sum(accuracy) / len(accuracy),
+                )
+                curve.append((*values, f"{arm}, {rate:g}, step {step}"))
+        curve.sort()
+        for column, index in ((1, 1), (2, 2)):
+            trace = graph_objects.Scatter(
+                x=[point[0] for point in curve],
+                y=[point[index] for point in curve],
+                text=[point[3] for point in curve],
+                name=arm,
+                legendgroup=arm,
+                showlegend=column == 1,
+                mode="lines+markers",
+                line={"color": colour},
+            )
+            figure.add_trace(trace, row=1, col=column)
+    figure.update_xaxes(type="log", title="KL(policy || reference), nats per response token")
+    figure.update_layout(template="plotly_white", width=1300, height=520, legend={"orientation": "h", "y": -0.2})
+    figure.write_html(arguments.picture, include_plotlyjs=True)
+
+
+def _by_point(out: Path) -> dict[tuple[str, float, int], list[dict[str, Any]]]:
+    points: dict[tuple[str, float, int], list[dict[str, Any]]] = {}
+    for file in sorted(out.glob("*_*_*.json")):
+        cell = json.loads(file.read_text(encoding="utf-8"))
+        for point in cell["points"]:
+            points.setdefault((cell["arm"], cell["learning_rate"], point["step"]), []).append(point["scores"])
+    return points
+
+
+def _order(item: Any) -> tuple[float, int, int]:
+    (arm, rate, step), _ = item
+    return rate, step, list(ARMS).index(arm)
+
+
+def _mean(rows: list[dict[str, Any]], measure: str) -> tuple[float, float, float]:
+    """Mean over seeds of an estimate and of the two ends of its bootstrap interval over pairs."""
+    found = [row[measure] for row in rows]
+    value, low, high = (sum(one[key] for one in found) / len(found) for key in ("value", "low", "high"))
+    return value, low, high
+
+
 def main() -> None:
     """Parse and dispatch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -175,6 +252,12 @@ def main() -> None:
     command.add_argument("--max-length", type=int, default=96)
     command.add_argument("--dtype", default="auto")
     command.set_defaults(function=run)
+    for name, function in (("table", table), ("plot", plot)):
+        command = commands.add_parser(name)
+        command.add_argument("--out", type=Path, required=True, help="where the cells are")
+        if name == "plot":
+            command.add_argument("picture", type=Path, help="HTML file to write")
+        command.set_defaults(function=function)
     arguments = parser.parse_args()
     arguments.function(arguments)
 

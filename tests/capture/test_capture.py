@@ -75,6 +75,53 @@ def test_sketched_full_gramian_is_unbiased():
     assert (standard.diagonal() < 0.05 * exact.diagonal()).all()
 
 
+def test_shared_directions_are_exact_and_leave_the_estimate_unbiased():
+    model = zoo.lora_model()
+    inputs, other = zoo.batch(), zoo.batch(seed=8)
+    exact = _captured(model, inputs, exact=True).statistics().full
+
+    def second_draws(deflation):
+        draws = []
+        for seed in range(100):
+            capture = _captured(model, other, sketch_size=4, seed=seed, deflation=deflation)
+            capture.reset()
+            losses = zoo.sample_losses(model, inputs)
+            with capture(IDS):
+                losses.mean().backward()
+            draws.append(capture.statistics().full)
+            capture.close()
+        return torch.stack(draws)
+
+    plain, deflated = second_draws(0), second_draws(2)
+    error = (deflated.mean(dim=0) - exact).abs()
+    assert (error < 4 * deflated.std(dim=0) / 10).all()
+    assert (deflated.std(dim=0).diagonal() < plain.std(dim=0).diagonal()).all()
+
+
+def test_shared_directions_stay_outside_row_a_and_survive_saving():
+    model = zoo.lora_model()
+    inputs = zoo.batch()
+    capture = _captured(model, inputs, deflation=2)
+    saved = capture.tensor_state(), capture.state_dict()
+    capture.reset()
+
+    def measure(which):
+        with which(IDS):
+            zoo.sample_losses(model, inputs).mean().backward()
+        return which
+
+    for accumulator in measure(capture)._accumulators:
+        directions = accumulator.directions
+        torch.testing.assert_close(directions.mT @ directions, torch.eye(2).double(), atol=1e-9, rtol=0)
+        assert (accumulator.basis_a.Q.mT @ directions).abs().max() < 1e-9
+    resumed = GradientCapture(model, zoo.OBJECTIVES, deflation=2)
+    resumed.load_state_dict(saved[1], saved[0])
+    resumed.reset()
+    assert torch.equal(measure(resumed).statistics().full, capture.statistics().full)
+    with pytest.raises(StateError, match="directions"):
+        GradientCapture(model, zoo.OBJECTIVES, deflation=1).load_state_dict(saved[1], saved[0])
+
+
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**16), size=st.integers(1, 6), trained=st.booleans())
 def test_attenuation_lies_between_zero_and_one(seed, size, trained):
@@ -217,6 +264,7 @@ def test_draws_differ_and_are_resumed():
     first = capture.statistics().full
     capture.reset()
     saved = json.loads(json.dumps(capture.state_dict()))
+    directions = capture.tensor_state()
 
     def measure(which):
         with which(IDS):
@@ -226,7 +274,7 @@ def test_draws_differ_and_are_resumed():
     second = measure(capture)
     assert not torch.equal(first, second)
     resumed = GradientCapture(model, zoo.OBJECTIVES, sketch_size=2)
-    resumed.load_state_dict(saved)
+    resumed.load_state_dict(saved, directions)
     assert torch.equal(measure(resumed), second)
     with pytest.raises(StateError, match="sketch_size"):
         GradientCapture(model, zoo.OBJECTIVES, sketch_size=3).load_state_dict(saved)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import warnings
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from trl import SFTConfig, SFTTrainer
 from loralign.training import GeometryCallback, GeometryConfig, ObjectiveCollator, last_whole_checkpoint
 from loralign.training.collator import OBJECTIVE_IDS
 from tests.evaluation import models
+from tests.integration.children import Child, start_pair
 from tests.training import runs
 
 COMMON: dict[str, Any] = {
@@ -139,7 +141,7 @@ def own_gradients(trainer: Any, batches: list[dict[str, Tensor]]) -> Iterator[tu
 
 
 MAKERS = {"sft": sft, "plain": plain}
-EVERY = {"measure_every": 1, "loss_reduction": "token"}
+EVERY: dict[str, Any] = {"measure_every": 1, "loss_reduction": "token"}
 
 
 @pytest.fixture(scope="module", params=MAKERS)
@@ -169,7 +171,7 @@ def test_measurements_are_written(three: dict[str, Any]) -> None:
         assert sum(record["weights"].values()) == pytest.approx(3)
     assert not (three["base"] / "bare" / "geometry.jsonl").exists()
     rows = [row for row in three["norm"].state.log_history if "loss" in row]
-    assert all({"attenuation/honest", "weight/harmless"} <= set(row) for row in rows)
+    assert all({"geometry/step_distortion", "weight/harmless"} <= set(row) for row in rows)
 
 
 def test_uniform_weights_change_nothing(three: dict[str, Any]) -> None:
@@ -203,7 +205,12 @@ def test_the_state_is_in_the_checkpoint(three: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_a_run_goes_on_from_its_checkpoint(kind: str, tmp_path: Path) -> None:
-    geometry = {"weighting": "norm", "refine_every": 3, "refine_mode": "accumulated", "refine_tolerance": 0.5} | EVERY
+    geometry: dict[str, Any] = {
+        "weighting": "norm",
+        "refine_every": 3,
+        "refine_mode": "accumulated",
+        "refine_tolerance": 0.5,
+    } | EVERY
     saving = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}
     whole = MAKERS[kind](tmp_path, GeometryConfig(**geometry), **saving)
     whole.train()
@@ -232,3 +239,26 @@ def test_statistics_are_of_the_objectives_own_mean_losses(accumulation: int, kin
     found = records(tmp_path, "measurement")[0]["gradient_norm"]["euclidean"]
     for name, expected in own_gradients(trainer, batches):
         assert found[name] == pytest.approx(expected, rel=1e-4)
+
+
+def train_sft(output: Path, **options: Any) -> None:
+    """What the child processes run."""
+    torch.set_num_threads(1)
+    sft(output, GeometryConfig(weighting="norm", **EVERY), **options).train()
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    Child(train_sft, one, log=tmp_path / "one.log").wait()
+    halved = functools.partial(train_sft, per_device_train_batch_size=3, ddp_backend="gloo")
+    for child in start_pair(halved, two, log=tmp_path / "two.log"):
+        child.wait()
+    pairs = list(zip(records(one, "measurement"), records(two, "measurement"), strict=True))
+    assert len(pairs) == 4
+    for first, second in pairs:
+        assert first["samples"] == second["samples"]
+        assert first["weights"] == pytest.approx(second["weights"], rel=1e-5)
+        for space, norms in first["gradient_norm"].items():
+            assert norms == pytest.approx(second["gradient_norm"][space], rel=1e-5)
+        assert first["step_distortion"] == pytest.approx(second["step_distortion"], rel=1e-4)

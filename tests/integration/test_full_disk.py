@@ -15,32 +15,17 @@ from tests.integration.work import Run, train, train_with_little_room
 
 GEOMETRY = {"weighting": "norm", "measure_every": 2}
 OPTIONS = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}
+REFUSED = r"run/checkpoint-4: the checkpoint cannot be written: .* \(free some space and resume from .*checkpoint-2\)$"
 
 
 @pytest.mark.parametrize(
     ("moment", "room", "refused"),
     [
-        (
-            "before the fourth save",
-            100,
-            r"run/checkpoint-4: the checkpoint cannot be written: .* \(free some space and resume from .*checkpoint-2\)$",
-        ),
+        ("before the fourth save", 100, REFUSED),
         # The adapter fits, the optimiser's state does not.
-        (
-            "before the fourth save",
-            16_000,
-            r"run/checkpoint-4: the checkpoint cannot be written: .* \(free some space and resume from .*checkpoint-2\)$",
-        ),
-        (
-            "geometry not yet written",
-            100,
-            r"run/checkpoint-4: the checkpoint cannot be written: .* \(free some space and resume from .*checkpoint-2\)$",
-        ),
-        (
-            "manifest not yet written",
-            100,
-            r"run/checkpoint-4: the checkpoint cannot be written: .* \(free some space and resume from .*checkpoint-2\)$",
-        ),
+        ("before the fourth save", 16_000, REFUSED),
+        ("geometry not yet written", 100, REFUSED),
+        ("manifest not yet written", 100, REFUSED),
         ("before the log is written", 100, r"geometry\.jsonl: cannot write"),
     ],
 )

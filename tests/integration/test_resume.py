@@ -89,21 +89,21 @@ def test_the_runs_to_come_have_something_to_lose(uninterrupted: Callable[[str], 
     [
         ("accumulated", "before the first save", None),
         ("accumulated", "between steps", 4),
-        ("accumulated", "adapter written", 2),
         ("accumulated", "optimiser half written", 2),
         ("accumulated", "manifest written", 2),
         ("accumulated", "half of the layers refined", 4),
         ("balanced", "before the first save", None),
-        ("balanced", "inside a step", 4),
         ("balanced", "half of the layers refined", 4),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
                 ("accumulated", "inside a step", 4),
+                ("accumulated", "adapter written", 2),
                 ("accumulated", "geometry written", 2),
                 ("accumulated", "manifest not yet written", 2),
                 ("accumulated", "named but not flushed", 4),
                 ("balanced", "between steps", 4),
+                ("balanced", "inside a step", 4),
                 ("balanced", "optimiser half written", 2),
                 ("balanced", "geometry not yet written", 2),
             )

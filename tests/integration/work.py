@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import resource
@@ -54,7 +55,8 @@ class Run:
 
     def state(self) -> dict[str, torch.Tensor]:
         """The factors and moments that the run ended with."""
-        return load_file(self.beside("safetensors"))
+        state: dict[str, torch.Tensor] = load_file(self.beside("safetensors"))
+        return state
 
     def log(self) -> bytes:
         return (self.output / "geometry.jsonl").read_bytes()
@@ -67,7 +69,7 @@ class Run:
 def train(*several: Run) -> None:
     """Train one run after another and keep what each ends with."""
     for run in several:
-        _train(run, lambda run=run: _wait_for_the_end(run))
+        _train(run, functools.partial(_wait_for_the_end, run))
 
 
 def train_with_little_room(run: Run, room: int) -> None:

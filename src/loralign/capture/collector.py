@@ -42,6 +42,10 @@ class GradientCapture:
         objectives: names of the objectives, 1 to 16.
         sketch_size: columns ``k`` of the sketch; its relative standard error on the residual energy of one layer is at
             most ``√(2/k)`` and averages out over layers.
+        deflation: input directions per layer, found by the measurement before, along which the residual is measured
+            exactly and not by the sketch. A transformer's massive activations put most of every gradient's energy into
+            one input direction per layer that hardly moves between batches, and one such direction is worth many
+            columns of sketch (docs/concepts.md). The first measurement has none yet.
         exact: keep ``G_i`` itself, ``(m, n)`` per layer and objective, in place of the sketch: the reference.
         seed: seed of the sketches.
 
@@ -57,15 +61,19 @@ class GradientCapture:
         sketch_size: int = 32,
         exact: bool = False,
         seed: int = 0,
+        deflation: int = 1,
     ) -> None:
         names = tuple(objectives)
         if not 1 <= len(names) <= MAX_OBJECTIVES or len(set(names)) != len(names):
             raise ConfigError(f"objectives {list(names)!r} must be 1 to {MAX_OBJECTIVES} different names")
+        if deflation < 0:
+            raise ConfigError(f"deflation {deflation} must not be negative", fix="0 turns it off, 1 is the default")
         if sketch_size < 1:
             raise ConfigError(f"sketch_size {sketch_size} must be at least 1", fix="32 is the default")
         self.objectives = names
         self.sketch_size = sketch_size
         self.exact = exact
+        self.deflation = 0 if exact else deflation
         self.seed = seed
         self.draw = 0
         self.enabled = True
@@ -73,6 +81,7 @@ class GradientCapture:
         self._labels: BatchLabels | None = None
         self._row_shape: tuple[int, int] | None = None
         self._accumulators: list[LayerAccumulator] = []
+        self._directions: list[Tensor] = []
         self._versions: list[int] = []
         self._samples = torch.zeros(len(names), dtype=torch.float64)
         self._tokens = torch.zeros(len(names), dtype=torch.float64)
@@ -124,7 +133,9 @@ class GradientCapture:
         self._labels = None
 
     def reset(self) -> None:
-        """Forget the sums and draw new sketches for what comes next."""
+        """Forget the sums and draw new sketches for what comes next; what they said of shared directions is kept."""
+        if self._accumulators and self.deflation and float(self._shares.sum()) > 0:
+            self._directions = [layer.leading_directions(self.deflation) for layer in self._accumulators]
         self._accumulators.clear()
         self._versions.clear()
         for counter in (self._samples, self._tokens, self._shares):
@@ -201,15 +212,36 @@ class GradientCapture:
         dist.all_reduce(counters, group=group)
         self._samples, self._tokens, self._shares = counters.cpu().unbind()
 
+    def tensor_state(self) -> dict[str, Tensor]:
+        """The shared directions found so far, by layer number: the tensors that belong to :meth:`state_dict`.
+
+        Sums not yet read count as a finished measurement.
+        """
+        if self._accumulators and self.deflation and float(self._shares.sum()) > 0:
+            self._directions = [layer.leading_directions(self.deflation) for layer in self._accumulators]
+        return {f"directions.{index}": direction for index, direction in enumerate(self._directions)}
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to draw the same sketches: a JSON-ready mapping."""
         return {"version": 1, "seed": self.seed, "draw": self.draw, "sketch_size": self.sketch_size}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue the sequence of sketches of a saved state."""
+    def load_state_dict(self, state: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> None:
+        """Continue the sequence of sketches of a saved state.
+
+        Raises:
+            StateError: another version or sketch size, or directions of other layers.
+        """
         if state.get("version") != 1 or state.get("sketch_size") != self.sketch_size:
             raise StateError(f"capture state {state!r} does not fit", fix=f"resume with sketch_size {self.sketch_size}")
         self.seed, self.draw = int(state["seed"]), int(state["draw"])
+        found = [(tensors or {}).get(f"directions.{index}") for index in range(len(self.layers))]
+        directions = [one for one in found if one is not None]
+        fits = [
+            d.shape == (layer.A.shape[1], self.deflation) for d, layer in zip(directions, self.layers, strict=False)
+        ]
+        if directions and not (len(directions) == len(self.layers) and all(fits)):
+            raise StateError("the saved shared directions do not fit the adapter's layers")
+        self._directions = [one.to(layer.A.device) for one, layer in zip(directions, self.layers, strict=False)]
 
     def _inverse_shares(self) -> Tensor:
         return torch.where(self._shares > 0, 1 / self._shares, torch.zeros_like(self._shares))
@@ -235,7 +267,10 @@ class GradientCapture:
                     dtype=basis_b.Q.dtype,
                     device=layer.B.device,
                 )
-            self._accumulators.append(LayerAccumulator(layer, basis_a, basis_b, sketch, len(self.objectives)))
+            directions = self._directions[index] if self._directions else None
+            self._accumulators.append(
+                LayerAccumulator(layer, basis_a, basis_b, sketch, len(self.objectives), directions)
+            )
 
     def _collect(self, index: int, x: Tensor, inner: Tensor, gradient: Tensor) -> None:
         if self._labels is None:

@@ -59,7 +59,7 @@ class GeometryCallback(TrainerCallback):
         self._step_record = step_record
         self._hook: Any = None
         self._accumulation = 1
-        self._tokens = 0.0
+        self._tokens: float | None = None
         self._resume: Path | None = None
         self.start: Callable[[], dict[str, Any]] | None = None
 
@@ -91,6 +91,7 @@ class GeometryCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Open an optimiser step."""
+        self._tokens = None
         self.running.begin_step(state.global_step)
 
     def on_substep_end(
@@ -107,7 +108,7 @@ class GeometryCallback(TrainerCallback):
         Raises:
             NonFiniteError: a gradient is infinite or not a number.
         """
-        self.running.finish_backward(state.global_step)
+        self.running.finish_backward(state.global_step, loss_total=self._tokens)
         gradients = [p.grad for layer in self.running.capture.layers for p in (layer.A, layer.B) if p.grad is not None]
         if not bool(torch.nn.utils.get_total_norm(gradients).isfinite()):
             guilty = list(self._blame()) if self._blame is not None else []
@@ -130,6 +131,8 @@ class GeometryCallback(TrainerCallback):
         logs = kwargs.get("logs")
         if logs is not None and "loss" in logs:
             logs.update({key: value for key, value in self.latest.items() if key not in logs})
+            if state.log_history:
+                state.log_history[-1].update(self.latest)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the geometry's state into the checkpoint just written."""
@@ -169,10 +172,16 @@ class GeometryCallback(TrainerCallback):
         kwargs = dict(kwargs)
         ids = kwargs.pop(OBJECTIVE_IDS)
         if module.training and torch.is_grad_enabled():
-            weights = None
-            if self.config.loss_reduction == "token" and isinstance(kwargs.get("labels"), Tensor):
-                weights = (kwargs["labels"] != -100).sum(dim=1)
-            self.running.begin_batch(ids, loss_scale=1 / self._accumulation, sample_weights=weights)
+            weights, scale = None, 1 / self._accumulation
+            labels = kwargs.get("labels")
+            if self.config.loss_reduction == "token" and isinstance(labels, Tensor):
+                # The mean is over the tokens of the whole step, so the total is known after its last micro-batch only;
+                # nothing predicts a text's first token.
+                counts = (labels[:, 1:] != -100).sum(dim=1)
+                scale = float(counts.sum())
+                weights = counts if scale else None
+                self._tokens = scale + (self._tokens or 0.0)
+            self.running.begin_batch(ids, loss_scale=scale, sample_weights=weights)
         return args, kwargs
 
 

@@ -208,7 +208,8 @@ class GeometryEngine:
 
     def tensor_state(self) -> dict[str, Tensor]:
         """The tensors that belong to :meth:`state_dict`, ready for safetensors."""
-        return {} if self.window is None else self.window.state_dict()
+        window = {} if self.window is None else self.window.state_dict()
+        return {**_prefixed("window.", window), **_prefixed("capture.", self.capture.tensor_state())}
 
     def load_state_dict(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Continue from a saved state.
@@ -223,12 +224,12 @@ class GeometryEngine:
                 f"the saved run has objectives {state['objectives']} with weights {state['target']}",
                 fix="resume with the objectives and target weights of the saved run",
             )
-        self.capture.load_state_dict(state["capture"])
+        self.capture.load_state_dict(state["capture"], _without("capture.", tensors))
         self.smoothing.load_state_dict(state["smoothing"])
         self.reweighting.set_weights(torch.tensor(state["weights"], dtype=torch.float64))
         self.refinements = int(state["refinements"])
         if self.window is not None:
-            self.window.load_state_dict(tensors)
+            self.window.load_state_dict(_without("window.", tensors))
 
     def _refines_after(self, step: int) -> bool:
         return self.config.refine_every > 0 and (step + 1) % self.config.refine_every == 0
@@ -257,3 +258,11 @@ class GeometryEngine:
         inner = self._share_unit * self.capture.step_inner(steps, normalise="mean")
         value = step_distortion(self._statistics, self.target, inner, step_norm(parts))
         return value if value == value else None
+
+
+def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def _without(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -194,8 +194,10 @@ class MultiObjectiveDPOTrainer(WholeCheckpoints, PreservationObjective, DPOTrain
         engine = callback.running
         try:
             engine.capture.enabled = True
-            engine.capture.reset()
-            self._accumulate_gradients(batches * self.args.gradient_accumulation_steps)
+            # One micro-batch first, to find the directions that all gradients share.
+            for micro_batches in (1, batches * self.args.gradient_accumulation_steps):
+                engine.capture.reset()
+                self._accumulate_gradients(micro_batches)
             return engine.captured()
         finally:
             if own:
