@@ -112,7 +112,7 @@ def refinement(
     factors = [factor for layer in engine.capture.layers for factor in (layer.A, layer.B)]
     before = [factor.detach().clone() for factor in factors]
     moments = copy.deepcopy(trainer.optimizer.state_dict())
-    window = {name: tensor.clone() for name, tensor in engine.tensor_state().items()}
+    window = {} if engine.window is None else {k: tensor.clone() for k, tensor in engine.window.state_dict().items()}
     with clock.part("refine"):
         report = engine.refine(trainer.optimizer, mode=mode)
     replaced[mode] = report.replaced

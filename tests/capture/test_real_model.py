@@ -85,10 +85,14 @@ def _draws(layers, gradients, directions, seeds):
     totals = torch.zeros(2, seeds, 3, dtype=torch.float64)
     found = []
     for index, (layer, exact) in enumerate(zip(layers, gradients, strict=True)):
-        identity = torch.eye(layer.A.shape[1])
+        rows, columns = layer.B.shape[0], layer.A.shape[1]
+        unit = torch.eye(min(rows, columns))
+        A = layer.A.detach()
+        # G = Σ_t g_t x_tᵀ, with unit vectors as inputs or as gradients, whichever are fewer.
+        tokens = [(g, unit) if rows <= columns else (unit, g.mT) for g in exact]
         for seed in range(seeds):
             sketch = sketch_matrix(
-                layer.B.shape[0],
+                rows,
                 SKETCH_SIZE,
                 seed=sketch_seed(seed, len(directions), index),
                 dtype=torch.float32,
@@ -96,10 +100,8 @@ def _draws(layers, gradients, directions, seeds):
             )
             known = directions[index] if directions else None
             accumulator = LayerAccumulator(layer, bases[2 * index], bases[2 * index + 1], sketch, 3, known)
-            for objective in range(3):
-                # G = Σ_t g_t x_tᵀ with the unit vectors as inputs.
-                gradient = layer.scaling * exact[objective].mT
-                accumulator.add(identity, layer.A.detach().mT, gradient, [(0, len(identity), objective)])
+            for objective, (x, gradient) in enumerate(tokens):
+                accumulator.add(x, x @ A.mT, layer.scaling * gradient, [(0, len(unit), objective)])
             parts = accumulator.gramians()
             totals[0, seed] += parts.accessible.diagonal()
             totals[1, seed] += parts.full.diagonal()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -14,6 +13,8 @@ from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+from torch.distributed.elastic.utils.distributed import create_c10d_store
 
 PATIENCE = 240.0
 FAILED = 3
@@ -34,15 +35,23 @@ class Child:
         arguments: what it is called with.
         log: where its standard output and error go.
         environment: variables set before it runs.
+        holds: something of this process that must live as long as the child.
     """
 
     def __init__(
-        self, function: Callable[..., None], *arguments: Any, log: Path, environment: dict[str, str] | None = None
+        self,
+        function: Callable[..., None],
+        *arguments: Any,
+        log: Path,
+        environment: dict[str, str] | None = None,
+        holds: object = None,
     ) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
+        self.holds = holds
+        # A daemon, so that one whose partner has failed does not outlive the tests.
         process: BaseProcess = _context().Process(
-            target=_call, args=(function, arguments, str(log), dict(environment or {}))
+            target=_call, args=(function, arguments, str(log), dict(environment or {})), daemon=True
         )
         self.process = process
         process.start()
@@ -80,16 +89,23 @@ class Child:
 
 def start_pair(function: Callable[..., None], *arguments: Any, log: Path) -> tuple[Child, Child]:
     """Run a function in two processes that find each other by the variables that torchrun sets."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # The meeting place is kept open here, as torchrun's agent does, so that nobody else can take its port meanwhile.
+    store = create_c10d_store(is_server=True, server_addr="127.0.0.1", wait_for_workers=False)
+    shared = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
     first, second = (
         Child(
             function,
             *arguments,
             log=log.with_name(f"{log.name}-{rank}"),
             environment=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            holds=store,
         )
         for rank in range(2)
     )

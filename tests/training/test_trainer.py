@@ -139,8 +139,8 @@ def test_refinement_at_the_start_raises_the_attenuation(tmp_path):
     start = _records(tmp_path / "informed", "refinement")[0]
     assert start["step"] == -1
     assert start["function_change"] == 0
-    first = [row["loss"] for row in plain.state.log_history if "rewards/margins" in row][0]
-    assert [row["loss"] for row in informed.state.log_history if "rewards/margins" in row][0] == pytest.approx(first)
+    first = next(row["loss"] for row in plain.state.log_history if "rewards/margins" in row)
+    assert next(row["loss"] for row in informed.state.log_history if "rewards/margins" in row) == pytest.approx(first)
 
 
 @pytest.mark.parametrize("direction", ["policy_reference", "reference_policy"])

@@ -78,7 +78,8 @@ def _basis(factor: Tensor, eigenvalues: Tensor, rotation: Tensor) -> Basis:
 
 def factored_inner(left_1: Tensor, right_1: Tensor, left_2: Tensor, right_2: Tensor) -> Tensor:
     """Frobenius inner product ``⟨L₁R₁, L₂R₂⟩ = tr((L₁ᵀL₂)(R₂R₁ᵀ))`` as a float64 scalar."""
-    return ((left_1.double().mT @ left_2.double()) * (right_1.double() @ right_2.double().mT)).sum()
+    left_1, right_1, left_2, right_2 = (one.detach().double() for one in (left_1, right_1, left_2, right_2))
+    return ((left_1.mT @ left_2) * (right_1 @ right_2.mT)).sum()
 
 
 def factored_norm(left: Tensor, right: Tensor) -> Tensor:

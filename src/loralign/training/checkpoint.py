@@ -76,8 +76,9 @@ def is_whole(directory: Path) -> bool:
         return False
 
 
-def last_whole_checkpoint(output: Path) -> Path | None:
+def last_whole_checkpoint(output: str | Path) -> Path | None:
     """The whole checkpoint of the highest step, or ``None``. One whose saving was cut off never counts."""
+    output = Path(output)
     steps = {
         int(match[1]): path
         for path in (output.iterdir() if output.is_dir() else ())
