@@ -178,7 +178,7 @@ def main() -> None:
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Markdown."""
     print(
-        "| stage | mode | rows replaced | function change | γ seen, before → after | γ held out | loss held out | next losses |"
+        "| stage | mode | rows replaced | ‖ΔW‖ change | γ, same batches | γ, fresh batches | loss, fresh | next losses |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:

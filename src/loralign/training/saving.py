@@ -77,14 +77,15 @@ class WholeCheckpoints(Trainer):
             if self.accelerator.is_main_process:
                 publish(saving / name, output / name)
                 saving.rmdir()
-        except (OSError, SafetensorError, RuntimeError) as error:
+        except (OSError, SafetensorError, RuntimeError, OutputError) as error:
             if not _is_write_failure(error):
                 raise
+            reason = error.problem if isinstance(error, OutputError) else error
             last = last_whole_checkpoint(output)
             if self.accelerator.is_main_process:
                 clear_unfinished(output)
             raise OutputError(
-                f"the checkpoint cannot be written: {error}",
+                f"the checkpoint cannot be written: {reason}",
                 place=str(output / name),
                 fix=f"free some space and resume from {last or 'the beginning'}",
             ) from error
@@ -102,4 +103,6 @@ class WholeCheckpoints(Trainer):
 
 def _is_write_failure(error: Exception) -> bool:
     text = str(error).lower()
-    return isinstance(error, (OSError, SafetensorError)) or "writ" in text or "stream" in text
+    # The last is what torch says when it closes an archive that it could not write.
+    from_torch = "writ" in text or "stream" in text or "inline_container" in text
+    return isinstance(error, (OSError, SafetensorError, OutputError)) or from_torch
