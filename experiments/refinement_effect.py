@@ -177,9 +177,7 @@ def main() -> None:
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Markdown."""
-    print(
-        "| stage | mode | rows replaced | ‖ΔW‖ change | γ, same batches | γ, fresh batches | loss, fresh | next losses |"
-    )
+    print("| stage | mode | rows replaced | ‖ΔW‖ change | γ, same batches | γ, fresh ones | loss | next losses |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:
         mode = " ".join(str(row[key]) for key in ("mode", "scale", "tolerance") if key in row)
