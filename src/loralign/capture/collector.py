@@ -17,7 +17,7 @@ from loralign.capture.probe import LayerProbe
 from loralign.capture.sketch import sketch_matrix, sketch_seed
 from loralign.capture.statistics import GradientStatistics
 from loralign.errors import ConfigError, StateError
-from loralign.lora import LoraFactors, column_bases, lora_layers
+from loralign.lora import Basis, LoraFactors, column_bases, lora_layers
 
 MAX_OBJECTIVES = 16
 
@@ -80,7 +80,8 @@ class GradientCapture:
         self.layers: list[LoraFactors] = lora_layers(model)
         self._labels: BatchLabels | None = None
         self._row_shape: tuple[int, int] | None = None
-        self._accumulators: list[LayerAccumulator] = []
+        self._sums: list[LayerAccumulator | None] = []
+        self._bases: list[Basis] = []
         self._directions: list[Tensor] = []
         self._versions: list[int] = []
         self._samples = torch.zeros(len(names), dtype=torch.float64)
@@ -134,9 +135,10 @@ class GradientCapture:
 
     def reset(self) -> None:
         """Forget the sums and draw new sketches for what comes next; what they said of shared directions is kept."""
-        if self._accumulators and self.deflation and float(self._shares.sum()) > 0:
+        if self._sums and self.deflation and float(self._shares.sum()) > 0:
             self._directions = [layer.leading_directions(self.deflation) for layer in self._accumulators]
-        self._accumulators.clear()
+        self._sums.clear()
+        self._bases.clear()
         self._versions.clear()
         for counter in (self._samples, self._tokens, self._shares):
             counter.zero_()
@@ -147,8 +149,14 @@ class GradientCapture:
         for probe in self._probes:
             probe.remove()
         self._probes.clear()
-        self._accumulators.clear()
+        self._sums.clear()
+        self._bases.clear()
         self.end()
+
+    @property
+    def pending(self) -> bool:
+        """Whether something has been captured since the last :meth:`reset`."""
+        return bool(self._sums)
 
     @property
     def shares(self) -> Tensor:
@@ -168,7 +176,7 @@ class GradientCapture:
         """
         if normalise not in (None, "mean"):
             raise ConfigError(f"normalise {normalise!r} is unknown", fix="use None or 'mean'")
-        if not self._accumulators:
+        if not self._sums:
             raise StateError("nothing was captured", fix="run a backward pass inside 'with capture(ids):'")
         parts = [accumulator.gramians() for accumulator in self._accumulators]
         statistics = GradientStatistics(
@@ -195,7 +203,7 @@ class GradientCapture:
 
     def sketches(self) -> list[Tensor]:
         """Per layer ``Ψᵀ(I − Π_B) G_i`` ``(K, k, n)``, or ``(I − Π_B) G_i`` ``(K, m, n)`` in exact mode."""
-        if not self._accumulators:
+        if not self._sums:
             raise StateError("nothing was captured", fix="run a backward pass inside 'with capture(ids):'")
         return [
             (layer.sketch if layer.exact is None else layer.exact - layer.basis_b.Q @ layer.left) / layer.scaling
@@ -207,7 +215,7 @@ class GradientCapture:
         counters = torch.stack([self._samples, self._tokens, self._shares])
         for buffer in [buffer for layer in self._accumulators for buffer in layer.buffers()]:
             dist.all_reduce(buffer, group=group)
-        device = self._accumulators[0].right.device if self._accumulators else counters.device
+        device = self.layers[0].A.device
         counters = counters.to(device)
         dist.all_reduce(counters, group=group)
         self._samples, self._tokens, self._shares = counters.cpu().unbind()
@@ -217,13 +225,15 @@ class GradientCapture:
 
         Sums not yet read count as a finished measurement.
         """
-        if self._accumulators and self.deflation and float(self._shares.sum()) > 0:
+        if self._sums and self.deflation and float(self._shares.sum()) > 0:
             self._directions = [layer.leading_directions(self.deflation) for layer in self._accumulators]
         return {f"directions.{index}": direction for index, direction in enumerate(self._directions)}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to draw the same sketches: a JSON-ready mapping."""
-        return {"version": 1, "seed": self.seed, "draw": self.draw, "sketch_size": self.sketch_size}
+        # Sums that have not been reset yet are not saved, so the next draw follows them.
+        draw = self.draw + int(self.pending)
+        return {"version": 1, "seed": self.seed, "draw": draw, "sketch_size": self.sketch_size}
 
     def load_state_dict(self, state: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> None:
         """Continue the sequence of sketches of a saved state.
@@ -248,29 +258,38 @@ class GradientCapture:
 
     def _prepare(self) -> None:
         versions = [factor._version for layer in self.layers for factor in (layer.A, layer.B)]
-        if self._accumulators:
+        if self._sums:
             if versions != self._versions:
                 raise StateError(
                     "the adapter changed between two capture blocks", fix="call capture.reset() after a step"
                 )
             return
         self._versions = versions
-        bases = column_bases([f for layer in self.layers for f in (layer.A.detach().mT, layer.B.detach())])
-        for index, layer in enumerate(self.layers):
-            basis_a, basis_b = bases[2 * index], bases[2 * index + 1]
+        self._bases = column_bases([f for layer in self.layers for f in (layer.A.detach().mT, layer.B.detach())])
+        self._sums = [None] * len(self.layers)
+
+    @property
+    def _accumulators(self) -> list[LayerAccumulator]:
+        """The sums of every layer; those of a layer that no backward pass has reached are zero."""
+        return [self._accumulator(index) for index in range(len(self._sums))]
+
+    def _accumulator(self, index: int) -> LayerAccumulator:
+        """The sums of one layer, made when its first gradient comes.
+
+        By then backward has let go of the activations behind it, so the sums take the place of memory just freed.
+        """
+        found = self._sums[index]
+        if found is None:
+            layer, basis_a, basis_b = self.layers[index], self._bases[2 * index], self._bases[2 * index + 1]
             sketch = None
             if not self.exact:
-                sketch = sketch_matrix(
-                    layer.B.shape[0],
-                    self.sketch_size,
-                    seed=sketch_seed(self.seed, self.draw, index),
-                    dtype=basis_b.Q.dtype,
-                    device=layer.B.device,
-                )
+                seed = sketch_seed(self.seed, self.draw, index)
+                dtype, device = basis_b.Q.dtype, layer.B.device
+                sketch = sketch_matrix(layer.B.shape[0], self.sketch_size, seed=seed, dtype=dtype, device=device)
             directions = self._directions[index] if self._directions else None
-            self._accumulators.append(
-                LayerAccumulator(layer, basis_a, basis_b, sketch, len(self.objectives), directions)
-            )
+            found = LayerAccumulator(layer, basis_a, basis_b, sketch, len(self.objectives), directions)
+            self._sums[index] = found
+        return found
 
     def _collect(self, index: int, x: Tensor, inner: Tensor, gradient: Tensor) -> None:
         if self._labels is None:
@@ -285,7 +304,7 @@ class GradientCapture:
                 fix="tokens that are routed to experts cannot be told apart; leave this module out of target_modules",
             )
         runs = self._labels.runs(x.shape[0], repeat=flattened)
-        self._accumulators[index].add(x, inner, gradient, runs)
+        self._accumulator(index).add(x, inner, gradient, runs)
         if index == 0:
             per_row = x.shape[1] if x.ndim == 3 else 1
             for start, stop, objective in runs:

@@ -65,7 +65,8 @@ class GeometryEngine:
     def begin_step(self, step: int) -> None:
         """Open an optimiser step."""
         self.capture.enabled = self.measures_at(step)
-        if self.capture.enabled:
+        if self.capture.pending:
+            # Also where nothing is measured now: the sums of the last measurement are memory.
             self.capture.reset()
 
     @contextmanager
