@@ -126,7 +126,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
             ("Model", run.model),
             ("Weighting", run.weighting),
             ("Status", run.status),
-            ("Training steps", count(run.steps[-1].step) if run.steps else None),
+            ("Training steps", count(run.steps[-1].step + 1) if run.steps else None),
             ("Training pairs", pairs),
             ("Time", duration(run.seconds) if run.seconds is not None else None),
             ("Seed", str(run.seed) if run.seed is not None else None),

@@ -146,7 +146,7 @@ def headline(run: Run) -> str:
     """Return the result in one or two plain sentences: the run's own headline, or one made from its scores."""
     if run.stated_headline:
         return run.stated_headline
-    steps = run.steps[-1].step if run.steps else (run.last.step if run.last else None)
+    steps = run.steps[-1].step + 1 if run.steps else (run.last.step + 1 if run.last else None)
     length = f" after {count(steps)} steps" if steps is not None else ""
     state = {"running": " (still running)", "stopped": " (stopped before its end)"}.get(run.status, "")
     sentences = [f"{run.model} aligned for {listing(run.objectives)} with {method(run)}{length}{state}: {_scored(run)}"]
