@@ -212,7 +212,7 @@ def plot(arguments: argparse.Namespace) -> None:
             figure.add_trace(trace, row=1, col=column)
     figure.update_xaxes(type="log", title="KL(policy || reference), nats per response token")
     figure.update_layout(template="plotly_white", width=1300, height=520, legend={"orientation": "h", "y": -0.2})
-    figure.write_html(arguments.picture, include_plotlyjs=True)
+    figure.write_html(arguments.picture, include_plotlyjs=True, config={"displayModeBar": False})
 
 
 def _by_point(out: Path) -> dict[tuple[str, float, int], list[dict[str, Any]]]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from loralign.training import GeometryCallback, GeometryConfig, ObjectiveCollator, last_whole_checkpoint
+from loralign.training import GeometryCallback, GeometryConfig, last_whole_checkpoint
 from loralign.training.collator import OBJECTIVE_IDS
 from tests.evaluation import models
 from tests.integration.children import Child, start_pair
@@ -76,8 +76,7 @@ def sft(output: Path, geometry: GeometryConfig | None, **options: Any) -> SFTTra
         peft_config=LoraConfig(**runs.LORA),
     )
     if geometry is not None:
-        trainer.add_callback(GeometryCallback(runs.OBJECTIVES, geometry))
-        trainer.data_collator = ObjectiveCollator(trainer.data_collator, runs.OBJECTIVES)
+        GeometryCallback(runs.OBJECTIVES, geometry).install(trainer)
     trainer.data_collator = Seen(trainer.data_collator)
     return trainer
 
@@ -107,8 +106,7 @@ def plain(output: Path, geometry: GeometryConfig | None, **options: Any) -> Trai
         data_collator=collate,
     )
     if geometry is not None:
-        trainer.add_callback(GeometryCallback(runs.OBJECTIVES, geometry))
-        trainer.data_collator = ObjectiveCollator(trainer.data_collator, runs.OBJECTIVES)
+        GeometryCallback(runs.OBJECTIVES, geometry).install(trainer)
     trainer.data_collator = Seen(trainer.data_collator)
     return trainer
 

@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from loralign.errors import NonFiniteError
 from loralign.training.checkpoint import GEOMETRY_STATE, last_whole_checkpoint, load_geometry, save_geometry
-from loralign.training.collator import OBJECTIVE_IDS
+from loralign.training.collator import OBJECTIVE_IDS, ObjectiveCollator
 from loralign.training.config import GeometryConfig
 from loralign.training.engine import GeometryEngine
 from loralign.training.log import GeometryLog
@@ -26,10 +26,8 @@ class GeometryCallback(TrainerCallback):
     Use it with :class:`~loralign.training.collator.ObjectiveCollator`, which puts the objective ids into the batch; a
     hook on the model takes them out again before the model sees them::
 
-        trainer = SFTTrainer(
-            ..., args=SFTConfig(..., remove_unused_columns=False), callbacks=[GeometryCallback(names, config)]
-        )
-        trainer.data_collator = ObjectiveCollator(trainer.data_collator, names)
+        trainer = SFTTrainer(..., args=SFTConfig(..., remove_unused_columns=False))
+        GeometryCallback(names, config).install(trainer)
 
     Writes ``geometry.jsonl`` into the output directory and its state into every checkpoint.
 
@@ -62,6 +60,17 @@ class GeometryCallback(TrainerCallback):
         self._tokens: float | None = None
         self._resume: Path | None = None
         self.start: Callable[[], dict[str, Any]] | None = None
+
+    def install(self, trainer: Any, column: str = "objective") -> None:
+        """Add the callback to a trainer, ahead of its reporters so that they see its numbers, and wrap its collator.
+
+        Args:
+            trainer: a transformers or TRL trainer that keeps the label column
+                (``remove_unused_columns=False``).
+            column: the column that holds the objective's name.
+        """
+        trainer.data_collator = ObjectiveCollator(trainer.data_collator, self.objectives, column)
+        trainer.callback_handler.callbacks.insert(0, self)
 
     def resume_from(self, checkpoint: Path | None) -> None:
         """Say which checkpoint the next call of ``train`` resumes from."""

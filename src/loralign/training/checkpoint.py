@@ -61,6 +61,8 @@ def publish(source: Path, target: Path) -> None:
         if file.is_file():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
+    for directory in (source, *(path for path in source.rglob("*") if path.is_dir())):
+        flush_directory(directory)
     if target.exists():
         shutil.rmtree(target)
     source.rename(target)
