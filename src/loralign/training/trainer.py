@@ -64,7 +64,7 @@ class MultiObjectiveDPOTrainer(WholeCheckpoints, PreservationObjective, DPOTrain
     ) -> None:
         self.geometry = geometry or GeometryConfig()
         self._step_metrics: dict[str, StepMetrics] = {}
-        _check_losses(kwargs.get("args") or next((one for one in args if isinstance(one, DPOConfig)), None))
+        check_losses(kwargs.get("args") or next((one for one in args if isinstance(one, DPOConfig)), None))
         super().__init__(*args, **kwargs)
         if "objective" not in self.train_dataset.column_names:
             raise DataError("the training data has no 'objective' column", fix="label every pair with its objective")
@@ -247,8 +247,12 @@ class MultiObjectiveDPOTrainer(WholeCheckpoints, PreservationObjective, DPOTrain
         return [name for name, good in zip(self.objectives, finite.tolist(), strict=True) if not good]
 
 
-def _check_losses(config: DPOConfig | None) -> None:
-    """Refuse losses that mix pairs, before the base class makes the output directory."""
+def check_losses(config: DPOConfig | None) -> None:
+    """Refuse losses that mix pairs, before the base class makes the output directory.
+
+    Raises:
+        ConfigError: ``aot`` or ``aot_unpaired`` among the losses.
+    """
     mixing = sorted(_MIXING_LOSSES & set(config.loss_type if config is not None else ()))
     if mixing:
         raise ConfigError(
