@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 from torch.utils.hooks import RemovableHandle
 
 from loralign.lora import LoraFactors
@@ -29,9 +28,9 @@ class _Probe(torch.autograd.Function):
         return output.view_as(output)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        x, inner = ctx.saved_tensors  # type: ignore[attr-defined]
-        ctx.collect(x.detach(), inner.detach(), gradients[0].detach())  # type: ignore[attr-defined]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        x, inner = ctx.saved_tensors
+        ctx.collect(x.detach(), inner.detach(), gradients[0].detach())
         return gradients[0], None, None, None
 
 

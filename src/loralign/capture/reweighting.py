@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 from torch.utils.hooks import RemovableHandle
 
 from loralign.capture.labels import BatchLabels
@@ -41,15 +40,15 @@ class _WeightedBranch(torch.autograd.Function):
         return output.view_as(output)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, A, B, inner = ctx.saved_tensors  # type: ignore[attr-defined]
-        needs_x, _, _, needs_bias, *_ = ctx.needs_input_grad  # type: ignore[attr-defined]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, A, B, inner = ctx.saved_tensors
+        needs_x, _, _, needs_bias, *_ = ctx.needs_input_grad
         gradient = gradients[0]
         # Under autocast the gradient comes in the lower precision that the forward products had.
         work = gradient.dtype
         on_inner = gradient @ B.to(work)
         grad_x = (on_inner @ A.to(work)).to(x.dtype) if needs_x else None
-        spread = ctx.row_weights(x)  # type: ignore[attr-defined]
+        spread = ctx.row_weights(x)
         if spread is not None:
             spread = spread.to(work).view(-1, *[1] * (x.ndim - 1))
             on_inner, inner = on_inner * spread, inner.to(work) * spread
