@@ -47,7 +47,7 @@ def diagnose(
         )
         for name in record["objectives"]
     ]
-    headings = ("objective", "pairs", "attenuation γ", "‖gradient‖", "on A and B", "Norm weight", "Geo weight")
+    headings = ("objective", "pairs", "reached γ", "norm", "norm on A, B", "w Norm", "w Geo")
     print_table("What LoRA reaches of each objective's gradient", headings, rows)
     names = record["objectives"]
     cosine = record["cosine"]["full"]
