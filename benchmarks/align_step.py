@@ -13,7 +13,8 @@ The arms:
 - ``separate backwards``: one forward pass of the plain model, then one backward pass per objective over the whole batch
   through the kept graph.
 - ``separate passes``: one forward and backward pass per objective, over that objective's own pairs.
-- ``refine …``: one refinement of all layers, after which the adapter and the optimiser are put back as they were.
+- ``refine``: one refinement of all layers in each mode, undone afterwards (a measuring step first, outside the time,
+  where nothing stands captured).
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import argparse
 import copy
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from separate import separate_backwards, separate_passes
 from timing import Clock, interleave
 
 MEASURE_EVERY = 10
+REFINE_MODES = ("balanced", "accumulated")
 
 
 def main() -> None:
@@ -99,21 +100,31 @@ def arms(
         "weighted": lambda repeat: train_step(ours, batch(repeat), MEASURE_EVERY * repeat + 1),
         "separate backwards": lambda repeat: separate_backwards(plain, batch(repeat), count, clock),
         "separate passes": lambda repeat: separate_passes(plain, batch(repeat), count, clock),
-        "refine balanced": partial(refinement, ours, "balanced", clock, replaced),
-        "refine accumulated": partial(refinement, ours, "accumulated", clock, replaced),
+        "refine": lambda repeat: refinements(ours, batch(repeat), repeat, clock, replaced),
     }
 
 
-def refinement(
-    trainer: MultiObjectiveDPOTrainer, mode: str, clock: Clock, replaced: dict[str, int], repeat: int
+def refinements(
+    trainer: MultiObjectiveDPOTrainer, batch: Batch, repeat: int, clock: Clock, replaced: dict[str, int]
 ) -> None:
-    """Refine all layers from what was last captured, then undo it; the refinement alone is the part ``refine``."""
+    """Refine all layers in every mode; the parts named after the modes hold the refinement alone.
+
+    A step that measures comes first where the arm before this one has left nothing captured.
+    """
+    if not trainer.geometry_callback.running.capture.pending:
+        train_step(trainer, batch, MEASURE_EVERY * repeat)
+    for mode in REFINE_MODES:
+        refinement(trainer, mode, clock, replaced)
+
+
+def refinement(trainer: MultiObjectiveDPOTrainer, mode: str, clock: Clock, replaced: dict[str, int]) -> None:
+    """Refine all layers from what was last captured, then undo it; the refinement alone is the part."""
     engine = trainer.geometry_callback.running
     factors = [factor for layer in engine.capture.layers for factor in (layer.A, layer.B)]
     before = [factor.detach().clone() for factor in factors]
     moments = copy.deepcopy(trainer.optimizer.state_dict())
     window = {} if engine.window is None else {k: tensor.clone() for k, tensor in engine.window.state_dict().items()}
-    with clock.part("refine"):
+    with clock.part(mode):
         report = engine.refine(trainer.optimizer, mode=mode)
     replaced[mode] = report.replaced
     with torch.no_grad():
@@ -148,8 +159,8 @@ def table(samples: dict[str, list[float]]) -> list[Comparison]:
             0.5,
         ),
         compare("step that measures / step with K passes over own pairs", measured, samples["separate passes"]),
-        compare("refinement of all layers, balanced / TRL step", samples["refine balanced/refine"], trl, 1.0),
-        compare("refinement of all layers, accumulated / TRL step", samples["refine accumulated/refine"], trl, 1.0),
+        compare("refinement of all layers, balanced / TRL step", samples["refine/balanced"], trl, 1.0),
+        compare("refinement of all layers, accumulated / TRL step", samples["refine/accumulated"], trl, 1.0),
     ]
 
 
