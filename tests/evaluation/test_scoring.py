@@ -10,9 +10,9 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 
+from loralign.data.batching import make_batch, pad_sequences
 from loralign.errors import AdapterError, ConfigError, DataError, ModelError, NonFiniteError
 from loralign.evaluation import PairScores, score_pairs, tokenise_pairs
-from loralign.evaluation.batching import make_batch, pad_sequences
 from loralign.evaluation.rows import RowLogits
 from tests.evaluation.models import (
     BUILDERS,

@@ -14,8 +14,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 
+from loralign.data.batching import Batch
 from loralign.errors import ModelError
-from loralign.evaluation.batching import Batch
 
 LogitRows = Callable[[slice], torch.Tensor]
 """Logits ``(rows, vocabulary)`` of a slice of a batch's rows."""

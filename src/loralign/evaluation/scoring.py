@@ -11,8 +11,8 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from loralign.data.batching import Batch, make_batch, plan_batches
 from loralign.errors import ConfigError, DataError, NonFiniteError
-from loralign.evaluation.batching import Batch, make_batch, plan_batches
 from loralign.evaluation.divergence import token_statistics
 from loralign.evaluation.pairs import FloatArray, IntArray, PairScores
 from loralign.evaluation.rows import LogitRows, RowLogits

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loralign.evaluation.batching import make_batch, pad_sequences, padded_length, plan_batches
+from loralign.data.batching import make_batch, pad_sequences, padded_length, plan_batches
 
 
 @given(st.integers(1, 4096))
