@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
@@ -20,12 +21,14 @@ class LoraFactors:
         down: the linear module that holds ``A``.
         up: the linear module that holds ``B``.
         scaling: ``s``: ``alpha / r``, or ``alpha / sqrt(r)`` under rsLoRA.
+        base: the module that holds the frozen ``W``; :func:`~loralign.lora.base_weight_rows` reads it.
     """
 
     name: str
     down: nn.Linear
     up: nn.Linear
     scaling: float
+    base: nn.Module
 
     @property
     def A(self) -> Tensor:  # noqa: N802 - the field's name of the factor
@@ -42,12 +45,31 @@ class LoraFactors:
         """The LoRA rank ``r``."""
         return self.down.weight.shape[0]
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(m, n)``: outputs and inputs of the layer."""
+        return self.up.weight.shape[0], self.down.weight.shape[1]
+
+
+def working_dtype(factor: Tensor) -> torch.dtype:
+    """What is computed in: float64 for a factor in float64, float32 for all others."""
+    return torch.float64 if factor.dtype == torch.float64 else torch.float32
+
+
+def canonical_name(name: str) -> str:
+    """The layer's path inside the base model: PEFT's own prefix is taken off once, where there is one.
+
+    >>> canonical_name("base_model.model.model.layers.0.self_attn.q_proj")
+    'model.layers.0.self_attn.q_proj'
+    """
+    return name.removeprefix("base_model.model.")
+
 
 def lora_layers(model: nn.Module) -> list[LoraFactors]:
     """List every LoRA layer of the model's active adapter, in the model's own order.
 
     Works for adapters on ``Linear``, on the transposed ``Conv1D`` of GPT-2 and on quantised bases, since only the two
-    factors are read and never the base weight.
+    factors are read here and never the base weight.
 
     Raises:
         AdapterError: the model has no LoRA layer; several adapters are active at once; an adapter is merged into its
@@ -81,7 +103,8 @@ def _walk(model: nn.Module) -> Iterator[LoraFactors]:
                 "the adapter is merged into its base", place=name, fix="call model.unmerge_adapter() first"
             )
         adapter = active[0]
-        yield LoraFactors(name, *_linear_factors(name, module, adapter), scaling=float(module.scaling[adapter]))
+        down, up = _linear_factors(name, module, adapter)
+        yield LoraFactors(name, down, up, scaling=float(module.scaling[adapter]), base=module.get_base_layer())
 
 
 def _linear_factors(name: str, module: LoraLayer, adapter: str) -> tuple[nn.Linear, nn.Linear]:
