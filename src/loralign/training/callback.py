@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from loralign.errors import NonFiniteError
-from loralign.training.checkpoint import GEOMETRY_STATE, last_whole_checkpoint, load_geometry, save_geometry
+from loralign.training.checkpoint import has_state, last_whole_checkpoint, load_state, save_state
 from loralign.training.collator import OBJECTIVE_IDS, ObjectiveCollator
 from loralign.training.config import GeometryConfig
 from loralign.training.engine import GeometryEngine
-from loralign.training.log import GeometryLog
+from loralign.training.record_log import RecordLog
 
 LOG_NAME = "geometry.jsonl"
+STATE_NAME = "geometry_state"
 
 
 class GeometryCallback(TrainerCallback):
@@ -51,7 +52,7 @@ class GeometryCallback(TrainerCallback):
         self.config = config or GeometryConfig()
         self.target = torch.ones(len(self.objectives), dtype=torch.float64) if target is None else target.double()
         self.engine: GeometryEngine | None = None
-        self.log = GeometryLog(None)
+        self.log = RecordLog(None)
         self.latest: dict[str, float] = {}
         self._blame = blame
         self._step_record = step_record
@@ -83,10 +84,10 @@ class GeometryCallback(TrainerCallback):
         self.attach(kwargs["model"], args.seed)
         self._accumulation = args.gradient_accumulation_steps
         output = Path(args.output_dir)
-        self.log = GeometryLog(output / LOG_NAME if state.is_world_process_zero else None)
+        self.log = RecordLog(output / LOG_NAME if state.is_world_process_zero else None)
         checkpoint = self._resume or (output / f"checkpoint-{state.global_step}" if state.global_step else None)
-        if checkpoint is not None and (checkpoint / GEOMETRY_STATE).exists():
-            self.running.load_state_dict(*load_geometry(checkpoint))
+        if checkpoint is not None and has_state(checkpoint, STATE_NAME):
+            self.running.load_state_dict(*load_state(checkpoint, STATE_NAME))
         self.log.truncate(state.global_step)
         if self.start is not None and state.global_step == 0:
             self.log.append(self.start())
@@ -146,12 +147,12 @@ class GeometryCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the geometry's state into the checkpoint just written."""
         directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero and directory.is_dir() and not (directory / GEOMETRY_STATE).exists():
+        if state.is_world_process_zero and directory.is_dir() and not has_state(directory, STATE_NAME):
             self.save_state(directory)
 
     def save_state(self, directory: Path) -> None:
         """Write the geometry's state into ``directory``."""
-        save_geometry(directory, self.running.state_dict(), self.running.tensor_state())
+        save_state(directory, STATE_NAME, self.running.state_dict(), self.running.tensor_state())
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -16,8 +16,6 @@ from loralign.errors import StateError
 from loralign.files import flush_directory, write_json
 
 MANIFEST = "loralign_checkpoint.json"
-GEOMETRY_STATE = "geometry_state.json"
-GEOMETRY_TENSORS = "geometry_state.safetensors"
 _SAVING = ".saving-"
 
 
@@ -32,25 +30,31 @@ def clear_unfinished(output: Path) -> None:
         shutil.rmtree(path)
 
 
-def save_geometry(directory: Path, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write the geometry's state into a checkpoint."""
-    write_json(directory / GEOMETRY_STATE, state)
+def save_state(directory: Path, stem: str, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write one part's state into a checkpoint: ``stem.json`` and ``stem.safetensors``."""
+    write_json(directory / f"{stem}.json", state)
     save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, directory / GEOMETRY_TENSORS
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        directory / f"{stem}.safetensors",
     )
 
 
-def load_geometry(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read what :func:`save_geometry` wrote.
+def has_state(directory: Path, stem: str) -> bool:
+    """Whether a checkpoint holds the state of the part called ``stem``."""
+    return (directory / f"{stem}.json").exists()
+
+
+def load_state(directory: Path, stem: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read what :func:`save_state` wrote.
 
     Raises:
         StateError: it is missing or damaged.
     """
     try:
-        state = json.loads((directory / GEOMETRY_STATE).read_text(encoding="utf-8"))
-        return state, load_file(directory / GEOMETRY_TENSORS)
+        state = json.loads((directory / f"{stem}.json").read_text(encoding="utf-8"))
+        return state, load_file(directory / f"{stem}.safetensors")
     except (OSError, ValueError, RuntimeError) as error:
-        raise StateError(f"the geometry state cannot be read: {error}", place=str(directory)) from error
+        raise StateError(f"{stem} cannot be read: {error}", place=str(directory)) from error
 
 
 def publish(source: Path, target: Path) -> None:

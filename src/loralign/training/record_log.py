@@ -1,4 +1,4 @@
-"""``geometry.jsonl``: one JSON object a line, appended as training goes."""
+"""Logs of one JSON object a line, such as ``geometry.jsonl``, appended as training goes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from loralign.errors import OutputError
 from loralign.files import write_text
 
 
-class GeometryLog:
+class RecordLog:
     """Appends records to a file; a resumed run first drops what lies beyond its checkpoint.
 
     Args:

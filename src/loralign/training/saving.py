@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerState
@@ -13,8 +13,16 @@ from transformers.trainer_utils import rotate_checkpoints
 from loralign.errors import OutputError, StateError
 from loralign.training.checkpoint import clear_unfinished, is_whole, last_whole_checkpoint, publish, saving_directory
 
-if TYPE_CHECKING:
-    from loralign.training.callback import GeometryCallback
+
+@runtime_checkable
+class CheckpointedCallback(Protocol):
+    """A trainer's callback whose state belongs into the checkpoints."""
+
+    def resume_from(self, checkpoint: Path | None) -> None:
+        """Say which checkpoint the next call of ``train`` resumes from."""
+
+    def save_state(self, directory: Path) -> None:
+        """Write the state into a checkpoint that is being made."""
 
 
 class WholeCheckpoints(Trainer):
@@ -24,7 +32,6 @@ class WholeCheckpoints(Trainer):
     one as it was.
     """
 
-    geometry_callback: GeometryCallback
     _saving: Path | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
@@ -48,13 +55,17 @@ class WholeCheckpoints(Trainer):
             # The base class would train one step more before it notices.
             self._load_from_checkpoint(str(checkpoint))
             return None
-        self.geometry_callback.resume_from(checkpoint)
+        for callback in self._checkpointed():
+            callback.resume_from(checkpoint)
         return super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
 
     def _is_finished(self, checkpoint: Path) -> bool:
         self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         steps = self.args.max_steps if self.args.max_steps > 0 else self.state.max_steps
         return bool(self.state.global_step >= steps)
+
+    def _checkpointed(self) -> list[CheckpointedCallback]:
+        return [one for one in self.callback_handler.callbacks if isinstance(one, CheckpointedCallback)]
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._saving) if self._saving is not None else super()._get_output_dir(trial)
@@ -72,7 +83,8 @@ class WholeCheckpoints(Trainer):
         try:
             super()._save_checkpoint(model, trial)
             if self.accelerator.is_main_process:
-                self.geometry_callback.save_state(saving / name)
+                for callback in self._checkpointed():
+                    callback.save_state(saving / name)
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
                 publish(saving / name, output / name)

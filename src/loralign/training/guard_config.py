@@ -1,0 +1,149 @@
+"""Settings of the guard, in TRL's manner."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from loralign.errors import ConfigError
+from loralign.guard import DriftController, PenaltyOptions, PenaltyWeights
+from loralign.guard.layer_subspace import Projection
+from loralign.guard.penalties.options import CurvatureForm, Geodesic
+
+Mode = Literal["penalty", "project", "measure"]
+Placement = Literal["loss", "decoupled"]
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class GuardConfig:
+    """How the alignment-critical part of the update is held (alignguard.md).
+
+    Every field is a flag of ``loralign adapt`` and of ``loralign align``, and a key of their recipes. Invalid values
+    raise :class:`~loralign.errors.ConfigError` when the configuration is made.
+    """
+
+    guard_mode: Mode = field(
+        default="penalty",
+        metadata={
+            "help": "penalty: the weighted terms below; project: take the part in the subspace out after every step; "
+            "measure: hold nothing, but log drift and the update's share in the subspace."
+        },
+    )
+    guard_placement: Placement = field(
+        default="loss",
+        metadata={
+            "help": "Where a penalty acts: loss, its gradient joins that of the task; decoupled, its step follows the "
+            "optimiser's with the same learning rate, as decoupled weight decay does, so that Adam does not rescale it."
+        },
+    )
+    guard_projection: Projection = field(
+        default="hard",
+        metadata={"help": "hard: every retained direction counts whole; soft: by its share of Fisher energy."},
+    )
+    lambda_alignment: float = _option(0.25, "Weight of the curvature-weighted penalty on the alignment-critical part.")
+    lambda_stability: float = _option(0.5, "Weight of the penalty on the task part.")
+    lambda_collision: float = _option(0.1, "Weight of the collision terms, overlap and geodesic.")
+    collision_alpha: float = _option(0.5, "Share of the overlap in the collision terms; the rest is geodesic.")
+    overlap_beta: float = _option(4.0, "How much more the overlap counts where weights are large.")
+    overlap_tau: float = _option(0.01, "The size from which on a weight counts as large.")
+    overlap_rows: float = _option(1.0, "Share of the rows on which the overlap is computed; below 1 an estimate.")
+    geodesic: Geodesic = field(
+        default="row",
+        metadata={"help": "row: shared input directions; frobenius: the paper's, zero for hard projection."},
+    )
+    task_curvature: CurvatureForm = field(
+        default="identity",
+        metadata={
+            "help": "Curvature in the task part's penalty: identity, diagonal or kronecker (both from task data)."
+        },
+    )
+    curvature_samples: int = _option(64, "Task samples that the curvature is estimated from.")
+    project_strength: float = _option(1.0, "Share of the part in the subspace that guard_mode project takes out.")
+    drift_budget: float | None = _option(
+        None,
+        "Divergence from the start that may be lost, in nats per token of the probe's responses; sets the weights.",
+    )
+    control_rate: float | None = _option(None, "Step size of the dual ascent that follows the budget.")
+    control_max: float = _option(1e4, "Largest factor by which the budget may raise the weights.")
+    control_entropy: float = _option(0.0, "How far a rise of the probe's predictive entropy lowers the weights.")
+    probe_every: int = _option(5, "Measure drift on the probe set every so many optimiser steps; 0 is off.")
+    probe_samples: int = _option(48, "Prompts of the probe set.")
+    reestimate_every: int = _option(1000, "Estimate the subspace again every so many optimiser steps; 0 is off.")
+    refusal_every: int = _option(0, "Generate answers to the probe's unsafe prompts every so many steps; 0 is off.")
+    guard_partial: bool = _option(False, "Accept a subspace that covers only some of the adapter's layers.")
+
+    def __post_init__(self) -> None:
+        for name, form in (
+            ("guard_mode", Mode),
+            ("guard_placement", Placement),
+            ("guard_projection", Projection),
+            ("geodesic", Geodesic),
+            ("task_curvature", CurvatureForm),
+        ):
+            known = get_args(form)
+            if getattr(self, name) not in known:
+                raise ConfigError(
+                    f"{getattr(self, name)!r} is unknown", place=name, fix=f"use one of {', '.join(known)}"
+                )
+        for name, least, most in (
+            ("lambda_alignment", 0.0, math.inf),
+            ("lambda_stability", 0.0, math.inf),
+            ("lambda_collision", 0.0, math.inf),
+            ("collision_alpha", 0.0, 1.0),
+            ("overlap_beta", 0.0, math.inf),
+            ("overlap_tau", 0.0, math.inf),
+            ("project_strength", 0.0, 1.0),
+            ("curvature_samples", 1, math.inf),
+            ("probe_every", 0, math.inf),
+            ("probe_samples", 1, math.inf),
+            ("reestimate_every", 0, math.inf),
+            ("refusal_every", 0, math.inf),
+        ):
+            value = getattr(self, name)
+            if not (least <= value <= most and math.isfinite(value)):
+                bounds = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+                raise ConfigError(f"{value} is out of range", place=name, fix=f"use a finite number {bounds}")
+        if not 0 < self.overlap_rows <= 1:
+            raise ConfigError(f"{self.overlap_rows} must lie in (0, 1]", place="overlap_rows")
+        if self.drift_budget is not None:
+            if self.probe_every == 0:
+                raise ConfigError("a budget needs a probe", place="probe_every", fix="set it to 5, say")
+            self.make_controller()
+
+    def make_controller(self) -> DriftController | None:
+        """The controller of the budget, or ``None`` where the weights are fixed.
+
+        Raises:
+            ConfigError: a budget that is zero, negative or not finite.
+        """
+        if self.drift_budget is None:
+            return None
+        options: dict[str, Any] = {} if self.control_rate is None else {"rate": self.control_rate}
+        return DriftController(
+            self.drift_budget, bounds=(0.0, self.control_max), entropy_gain=self.control_entropy, **options
+        )
+
+    def penalty_options(self) -> PenaltyOptions:
+        """The form of the penalty's terms."""
+        return PenaltyOptions(
+            projection=self.guard_projection,
+            geodesic=self.geodesic,
+            alpha=self.collision_alpha,
+            beta=self.overlap_beta,
+            tau=self.overlap_tau,
+            task_curvature=self.task_curvature,
+            row_fraction=self.overlap_rows,
+        )
+
+    def penalty_weights(self, multiplier: float = 1.0) -> PenaltyWeights:
+        """``λ_A``, ``λ_T``, ``λ_NC``; a budget's multiplier acts on the first and the last."""
+        return PenaltyWeights(
+            alignment=multiplier * self.lambda_alignment,
+            stability=self.lambda_stability,
+            collision=multiplier * self.lambda_collision,
+        )

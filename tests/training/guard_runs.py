@@ -1,0 +1,104 @@
+"""Small guarded runs on the tiny Llama: subspace, probe and trainers."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from trl import SFTConfig, SFTTrainer
+
+from loralign.data.completions import Completion, tokenise_completions
+from loralign.guard import AlignmentSubspace, estimate_fisher
+from loralign.training import GuardConfig, GuardData, GuardedSFTTrainer
+from tests.evaluation import models
+from tests.training import runs
+
+MODULES = ["q_proj", "o_proj", "down_proj"]
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": MODULES, "task_type": "CAUSAL_LM"}
+
+
+def samples(count: int = 24, seed: int = 0) -> Dataset:
+    """Prompts with completions of random short words."""
+    pairs = runs.pairs(count, seed)
+    return Dataset.from_list(
+        [
+            {"prompt": row["prompt"], "completion": row["chosen"], "label": "unsafe" if index % 2 else "safe"}
+            for index, row in enumerate(pairs)
+        ]
+    )
+
+
+def completions(count: int = 12, seed: int = 7) -> list[Completion]:
+    found: list[Completion] = tokenise_completions(samples(count, seed), models.character_tokenizer(), 64)
+    return found
+
+
+def subspace(rank: int = 3, count: int = 16) -> AlignmentSubspace:
+    """Of the tiny Llama that :func:`trainer` trains."""
+    return estimate_fisher(
+        models.build("llama"),
+        completions(count),
+        rank=rank,
+        target_modules=MODULES,
+        min_agreement=0.0,
+        show_progress=False,
+    )
+
+
+def sft_config(output: Path, **options: Any) -> SFTConfig:
+    settings: dict[str, Any] = {
+        "output_dir": str(output),
+        "per_device_train_batch_size": 6,
+        "max_steps": 4,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "bf16": False,
+        "use_cpu": True,
+        "gradient_checkpointing": False,
+        "max_length": 64,
+        "disable_tqdm": True,
+        "lr_scheduler_type": "constant",
+        "dataloader_pin_memory": False,
+        "seed": 3,
+    }
+    with warnings.catch_warnings():
+        # TRL's own default for a field that transformers has renamed.
+        warnings.simplefilter("ignore", FutureWarning)
+        return SFTConfig(**{**settings, **options})
+
+
+def trainer(
+    output: Path,
+    guard: GuardConfig | None = None,
+    *,
+    kind: type[SFTTrainer] = GuardedSFTTrainer,
+    held: AlignmentSubspace | None = None,
+    data: GuardData | None = None,
+    callbacks: list[Any] | None = None,
+    double: bool = False,
+    **options: Any,
+) -> Any:
+    model = models.build("llama")
+    settings: dict[str, Any] = {
+        "model": model.double() if double else model,
+        "args": sft_config(output, **options),
+        "train_dataset": samples().remove_columns("label"),
+        "processing_class": models.character_tokenizer(),
+        "peft_config": LoraConfig(**LORA),
+        "callbacks": callbacks,
+    }
+    if kind is GuardedSFTTrainer:
+        settings |= {"subspace": held, "guard": guard, "guard_data": data}
+    return kind(**settings)
+
+
+def train(one: Any, **options: Any) -> dict[str, torch.Tensor]:
+    """Train and return the factors."""
+    one.train(**options)
+    return runs.adapter(one)

@@ -1,0 +1,300 @@
+"""The guard inside a training run: where its gradients go, what it holds, what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import TrainerCallback
+from trl import SFTTrainer
+
+from loralign.errors import AdapterError, ConfigError, StateError
+from loralign.guard import update_shares
+from loralign.lora import canonical_name, lora_layers
+from loralign.training import GuardCallback, GuardConfig, GuardData, GuardedSFTTrainer, GuardEngine
+from tests.evaluation import models
+from tests.training import guard_runs, runs
+
+STRONG = {"lambda_alignment": 30.0, "lambda_stability": 3.0, "lambda_collision": 10.0}
+PROBE = GuardData(probe=guard_runs.completions(6, seed=9))
+
+
+def records(directory: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (directory / "guard.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradients that every optimiser step sees."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, torch.Tensor]] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        named = kwargs["model"].named_parameters()
+        self.seen.append({name: p.grad.clone() for name, p in named if p.grad is not None})
+
+
+def test_measuring_drift_leaves_the_run_as_trl_makes_it(tmp_path: Path) -> None:
+    """A probe that drew random numbers or left the model in evaluation mode would change the adapter."""
+    plain = guard_runs.train(guard_runs.trainer(tmp_path / "a", kind=SFTTrainer))
+    probed = guard_runs.trainer(tmp_path / "b", GuardConfig(probe_every=1), data=PROBE)
+    found = guard_runs.train(probed)
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
+    drifts = [record["kl"] for record in records(tmp_path / "b", "probe")]
+    assert len(drifts) == 5
+    assert drifts[0] == 0.0
+    assert drifts[-1] > 0
+
+
+def test_measure_mode_holds_nothing_but_knows_the_share(tmp_path: Path) -> None:
+    plain = guard_runs.train(guard_runs.trainer(tmp_path / "a", kind=SFTTrainer))
+    held = guard_runs.subspace()
+    measured = guard_runs.trainer(
+        tmp_path / "b", GuardConfig(guard_mode="measure", probe_every=1), held=held, data=PROBE
+    )
+    found = guard_runs.train(measured)
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
+    shares = [record["share"] for record in records(tmp_path / "b", "probe")]
+    layers = lora_layers(measured.model)
+    updates = [(layer.scaling * layer.B @ layer.A).detach() for layer in layers]
+    bases = [held.layers[canonical_name(layer.name)].basis for layer in layers]
+    inside = sum(float((basis.mT @ update).square().sum()) for basis, update in zip(bases, updates, strict=True))
+    assert shares[0] == 0.0
+    assert shares[-1] == pytest.approx(inside / sum(float(update.square().sum()) for update in updates), rel=1e-5)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_gradients_are_those_of_the_task_plus_the_penalty(tmp_path: Path, accumulation: int) -> None:
+    """Once per step, whatever the accumulation: a penalty seeded per micro-batch or divided by it fails."""
+    held = guard_runs.subspace()
+    guarded = Gradients()
+    options: dict[str, Any] = {
+        "per_device_train_batch_size": 6 // accumulation,
+        "gradient_accumulation_steps": accumulation,
+        "max_grad_norm": 0.0,
+        "max_steps": 2,
+        "double": True,
+    }
+    one = guard_runs.trainer(
+        tmp_path / "a", GuardConfig(**STRONG), held=held, callbacks=[guarded], optim="sgd", **options
+    )
+    factors: list[dict[str, torch.Tensor]] = []
+    one.add_callback(_Keep(factors))
+    one.train()
+    free = Gradients()
+    other = guard_runs.trainer(tmp_path / "b", kind=SFTTrainer, callbacks=[free, _Put(factors)], optim="sgd", **options)
+    other.train()
+    layers = {layer.name: layer for layer in lora_layers(other.model)}
+    engine = GuardEngine(other.model, held, GuardConfig(**STRONG))
+    _put(other.model, factors[1])
+    assert engine.hold is not None
+    penalty = engine.hold.penalty.evaluate(engine.weights).gradients
+    assert penalty is not None
+    for layer, (grad_a, grad_b) in zip(layers.values(), penalty, strict=True):
+        for factor, gradient in (("lora_A", grad_a), ("lora_B", grad_b)):
+            name = f"{layer.name}.{factor}.default.weight"
+            expected = free.seen[1][name] + gradient
+            torch.testing.assert_close(guarded.seen[1][name], expected, rtol=1e-8, atol=1e-12)
+            assert gradient.abs().max() > 0
+
+
+class _Keep(TrainerCallback):
+    def __init__(self, factors: list[dict[str, torch.Tensor]]) -> None:
+        self.factors = factors
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        named = kwargs["model"].named_parameters()
+        self.factors.append({name: p.detach().clone() for name, p in named if p.requires_grad})
+
+
+class _Put(TrainerCallback):
+    def __init__(self, factors: list[dict[str, torch.Tensor]]) -> None:
+        self.factors = factors
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        _put(kwargs["model"], self.factors[state.global_step])
+
+
+def _put(model: Any, factors: dict[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in factors.items():
+            model.get_parameter(name).copy_(value)
+
+
+def test_penalty_lowers_the_share_and_the_drift(tmp_path: Path) -> None:
+    held = guard_runs.subspace(rank=6)
+    found = {}
+    for name, options in (("measure", {"guard_mode": "measure"}), ("held", {"lambda_alignment": 300.0})):
+        config = GuardConfig(**options, lambda_stability=0.0, lambda_collision=0.0, probe_every=1)
+        one = guard_runs.trainer(tmp_path / name, config, held=held, data=PROBE, max_steps=8)
+        one.train()
+        found[name] = records(tmp_path / name, "probe")[-1]
+    assert found["held"]["share"] < 0.5 * found["measure"]["share"]
+
+
+def test_projection_leaves_nothing_in_the_subspace(tmp_path: Path) -> None:
+    held = guard_runs.subspace()
+    one = guard_runs.trainer(tmp_path, GuardConfig(guard_mode="project"), held=held)
+    one.train()
+    layers = lora_layers(one.model)
+    shares = update_shares(layers, held.match(layers))
+    assert float(shares.max()) < 1e-10
+    assert all(bool(layer.B.any()) for layer in layers)
+
+
+def test_decoupled_penalty_stays_out_of_the_gradients(tmp_path: Path) -> None:
+    """In the loss it would be clipped and normalised by Adam; decoupled it acts on the factors alone."""
+    held = guard_runs.subspace()
+    seen = Gradients()
+    config = GuardConfig(**STRONG, guard_placement="decoupled")
+    one = guard_runs.trainer(tmp_path / "a", config, held=held, callbacks=[seen], max_steps=1)
+    found = guard_runs.train(one)
+    free = Gradients()
+    plain = guard_runs.train(guard_runs.trainer(tmp_path / "b", kind=SFTTrainer, callbacks=[free], max_steps=1))
+    assert all(torch.equal(seen.seen[0][name], free.seen[0][name]) for name in free.seen[0])
+    assert any(not torch.equal(found[name], plain[name]) for name in plain)
+
+
+def test_budget_raises_the_weights_until_drift_is_within(tmp_path: Path) -> None:
+    held = guard_runs.subspace(rank=8)
+    found = {}
+    for name, options in (("free", {"guard_mode": "measure"}), ("tight", {"guard_mode": "project"})):
+        config = GuardConfig(**options, probe_every=1, drift_budget=None if name == "free" else 1e-3)
+        one = guard_runs.trainer(tmp_path / name, config, held=held, data=PROBE, max_steps=12)
+        one.train()
+        found[name] = records(tmp_path / name, "probe")
+    multipliers = [record["multiplier"] for record in found["tight"]]
+    assert multipliers[-1] > 2 * multipliers[0]
+    assert found["tight"][-1]["kl"] < found["free"][-1]["kl"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"drift_budget": 0.02, "probe_every": 2, "reestimate_every": 2, "overlap_rows": 0.5},
+        {"guard_mode": "project", "drift_budget": 0.02, "probe_every": 1},
+        {"guard_placement": "decoupled", "task_curvature": "diagonal"},
+    ],
+    ids=["loss", "project", "decoupled"],
+)
+def test_resumed_run_is_the_uninterrupted_one(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Weights, multiplier, drawn rows and subspace are part of the checkpoint; leaving one out changes the adapter."""
+    held = guard_runs.subspace()
+    data = GuardData(probe=PROBE.probe, alignment=guard_runs.completions(16), task=guard_runs.completions(8, seed=5))
+
+    def make(directory: Path) -> Any:
+        config = GuardConfig(**STRONG, **options)
+        saving = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6}
+        return guard_runs.trainer(directory, config, held=held, data=data, **saving)
+
+    whole = guard_runs.train(make(tmp_path / "whole"))
+    log = (tmp_path / "whole/guard.jsonl").read_text()
+    cut = make(tmp_path / "cut")
+    cut.add_callback(_StopAt(4))
+    cut.train()
+    resumed = guard_runs.train(make(tmp_path / "cut"), resume_from_checkpoint=True)
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    assert (tmp_path / "cut/guard.jsonl").read_text() == log
+
+
+class _StopAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        control.should_training_stop = state.global_step >= self.step
+        return control
+
+
+def test_guard_stands_beside_the_geometry(tmp_path: Path) -> None:
+    """Multi-objective DPO with a guard: both callbacks act, and the update leaves the subspace."""
+    held = guard_runs.subspace()
+    one = runs.trainer(tmp_path, lora={"target_modules": guard_runs.MODULES})
+    GuardCallback(held, GuardConfig(guard_mode="project", probe_every=2), PROBE).install(one)
+    one.train()
+    layers = lora_layers(one.model)
+    assert float(update_shares(layers, held.match(layers)).max()) < 1e-10
+    assert (tmp_path / "geometry.jsonl").exists()
+    assert len(records(tmp_path, "probe")) == 3
+
+
+def test_callback_among_callbacks_is_enough(tmp_path: Path) -> None:
+    held = guard_runs.subspace()
+    one = guard_runs.trainer(
+        tmp_path, kind=SFTTrainer, callbacks=[GuardCallback(held, GuardConfig(guard_mode="project"))]
+    )
+    one.train()
+    layers = lora_layers(one.model)
+    assert float(update_shares(layers, held.match(layers)).max()) < 1e-10
+
+
+def test_log_has_the_guards_numbers(tmp_path: Path) -> None:
+    held = guard_runs.subspace()
+    one = guard_runs.trainer(tmp_path, GuardConfig(**STRONG, probe_every=1), held=held, data=PROBE)
+    one.train()
+    last = [entry for entry in one.state.log_history if "loss" in entry][-1]
+    assert {"guard/alignment", "guard/overlap", "guard/multiplier", "drift/kl", "drift/share"} <= set(last)
+    assert [record["step"] for record in records(tmp_path, "train")] == [0, 1, 2, 3]
+
+
+class TestFaults:
+    def test_adapter_that_is_not_fresh(self, tmp_path: Path) -> None:
+        one = guard_runs.trainer(tmp_path, held=guard_runs.subspace())
+        with torch.no_grad():
+            lora_layers(one.model)[0].B.fill_(0.1)
+        with pytest.raises(ConfigError, match="already changes"):
+            one.train()
+
+    def test_budget_without_probe(self, tmp_path: Path) -> None:
+        one = guard_runs.trainer(tmp_path, GuardConfig(drift_budget=0.1), held=guard_runs.subspace())
+        with pytest.raises(ConfigError, match="probe"):
+            one.train()
+
+    def test_subspace_that_covers_only_some_layers(self) -> None:
+        wider = models.build("llama")
+        model = get_peft_model(wider, LoraConfig(**{**guard_runs.LORA, "target_modules": ["q_proj", "up_proj"]}))
+        with pytest.raises(AdapterError, match=r"lacks model\.layers\.0\.mlp\.up_proj"):
+            GuardEngine(model, guard_runs.subspace(), GuardConfig())
+
+    def test_subspace_of_another_model(self) -> None:
+        model = models.build("llama")
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.01)
+        peft_model = get_peft_model(model, LoraConfig(**guard_runs.LORA))
+        with pytest.raises(StateError, match="other weights"):
+            GuardEngine(peft_model, guard_runs.subspace(), GuardConfig())
+
+    def test_fp16_without_install(self, tmp_path: Path) -> None:
+        callback = GuardCallback(guard_runs.subspace(), GuardConfig())
+        one = guard_runs.trainer(tmp_path, kind=SFTTrainer)
+        one.args.fp16 = True
+        with pytest.raises(ConfigError, match="install"):
+            callback.on_train_begin(one.args, one.state, one.control, model=one.model)
+
+    @pytest.mark.parametrize(
+        ("options", "place"),
+        [
+            ({"guard_mode": "projekt"}, "guard_mode"),
+            ({"lambda_alignment": -1.0}, "lambda_alignment"),
+            ({"lambda_alignment": float("nan")}, "lambda_alignment"),
+            ({"collision_alpha": 1.5}, "collision_alpha"),
+            ({"overlap_rows": 0.0}, "overlap_rows"),
+            ({"drift_budget": 0.0}, "budget"),
+            ({"drift_budget": -1.0}, "budget"),
+            ({"drift_budget": float("inf")}, "budget"),
+            ({"drift_budget": 0.1, "probe_every": 0}, "probe_every"),
+        ],
+    )
+    def test_settings(self, options: dict[str, Any], place: str) -> None:
+        with pytest.raises(ConfigError, match=place):
+            GuardConfig(**options)
+
+
+def test_kind_of_trainer() -> None:
+    assert issubclass(GuardedSFTTrainer, SFTTrainer)
