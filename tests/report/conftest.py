@@ -217,3 +217,21 @@ def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_run(tmp_path: Path) -> Path:
     """A complete run that a test may damage."""
     return write_run(tmp_path / "my-run")
+
+
+def _adaptation(directory: Path) -> Path:
+    from tests.report.adaptation_runs import write_adaptation  # which builds on this module
+
+    return write_adaptation(directory)
+
+
+@pytest.fixture(scope="session")
+def adaptation_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete adaptation; tests must not change it."""
+    return _adaptation(tmp_path_factory.mktemp("runs") / "my-adaptation")
+
+
+@pytest.fixture
+def own_adaptation(tmp_path: Path) -> Path:
+    """A complete adaptation that a test may damage."""
+    return _adaptation(tmp_path / "my-adaptation")

@@ -27,6 +27,7 @@ from tests.report.conftest import LAYERS, about, write_lines
         (12345.0, "12300"),
         (0.0000123, "1.23e-05"),
         (99.96, "100"),
+        (1.797e308, "1.80e+308"),
     ],
 )
 def test_three_significant_digits(value: float | None, text: str) -> None:

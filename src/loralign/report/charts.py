@@ -10,12 +10,11 @@ from plotly.subplots import make_subplots
 from loralign.report.diagnosis import known
 from loralign.report.format import percent, significant
 from loralign.report.records import Measurement, Numbers, Run
-from loralign.report.theme import Chart, Table, colour, dash, label, style, symbol, thin
+from loralign.report.theme import Chart, Table, colour, dash, label, symbol, thin
+from loralign.report.timeline import Mark, dots_and_mean, finish, line
 
 MOST_BANDS = 4
 """With more objectives the ranges over layers would hide each other and are left out."""
-
-_STEP_AXIS = "optimiser step"
 
 
 def time_charts(run: Run) -> dict[str, Chart]:
@@ -50,8 +49,8 @@ def _weights(run: Run) -> Chart | None:
     ends = [measurements[0].step, measurements[-1].step]
     for index, name in enumerate(run.objectives):
         if (target := run.targets.get(name)) is not None:
-            line = {"color": colour(index), "dash": "dot", "width": 1}
-            figure.add_scatter(x=ends, y=[target] * 2, mode="lines", line=line, showlegend=False, hoverinfo="skip")
+            stroke = {"color": colour(index), "dash": "dot", "width": 1}
+            figure.add_scatter(x=ends, y=[target] * 2, mode="lines", line=stroke, showlegend=False, hoverinfo="skip")
     layered = any(measurement.layer_weights for measurement in measurements)
     values = [w for m in measurements for w in (*m.weights.values(), *run.targets.values()) if w is not None]
     values += [
@@ -105,21 +104,9 @@ def _distortion(run: Run) -> Chart | None:
         return None
     steps = [measurement.step for measurement in measurements]
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.1)
-    for name, shade, line, row, values in shown:
-        figure.add_trace(
-            go.Scatter(
-                x=steps,
-                y=values,
-                name=name,
-                mode="lines+markers",
-                marker={"color": shade, "size": 5, "symbol": "circle" if line == "solid" else "square"},
-                line={"color": shade, "dash": line, "width": 2},
-                hovertemplate="%{y:.3~g}",
-                connectgaps=True,
-            ),
-            row=row,
-            col=1,
-        )
+    for name, shade, stroke, row, values in shown:
+        marker = "circle" if stroke == "solid" else "square"
+        figure.add_trace(line(steps, values, name, shade, stroke=stroke, marker=marker), row=row, col=1)
     figure.update_yaxes(title="directional (1 − cos)", rangemode="tozero", row=1, col=1)
     figure.update_yaxes(title="trade-off (points)", rangemode="tozero", row=2, col=1)
     rows = [
@@ -158,36 +145,9 @@ def _losses(run: Run) -> Chart | None:
             ]
             if not points:
                 continue
-            smooth = thin(list(zip((x for x, _ in points), _rolling([y for _, y in points], window), strict=True)))
-            raw = thin(points)
-            shade = colour(index)
-            figure.add_trace(
-                go.Scatter(
-                    x=[x for x, _ in raw],
-                    y=[y for _, y in raw],
-                    mode="markers",
-                    marker={"color": shade, "size": 4, "symbol": symbol(index)},
-                    opacity=0.3,
-                    showlegend=False,
-                    hoverinfo="skip",
-                ),
-                row=row,
-                col=1,
-            )
-            figure.add_trace(
-                go.Scatter(
-                    x=[x for x, _ in smooth],
-                    y=[y for _, y in smooth],
-                    name=label(name),
-                    mode="lines",
-                    line={"color": shade, "dash": dash(index), "width": 2.2},
-                    hovertemplate="%{y:.3~g}",
-                    legendgroup=str(index),
-                    showlegend=name not in drawn,
-                ),
-                row=row,
-                col=1,
-            )
+            traces = dots_and_mean(points, window, label(name), colour(index), stroke=dash(index), marker=symbol(index))
+            traces[1].update(legendgroup=str(index), showlegend=name not in drawn)
+            figure.add_traces(traces, rows=row, cols=1)
             drawn.add(name)
         figure.update_yaxes(title=title, row=row, col=1)
     if not drawn:
@@ -215,65 +175,31 @@ def _losses(run: Run) -> Chart | None:
 def _add_lines(
     figure: go.Figure, run: Run, measurements: Sequence[Measurement], read: Callable[[Measurement], Numbers]
 ) -> bool:
+    steps = [measurement.step for measurement in measurements]
+    size = 6 if len(measurements) < 100 else 3
     drawn = False
     for index, name in enumerate(run.objectives):
         values = [read(measurement).get(name) for measurement in measurements]
-        if all(value is None for value in values):
-            continue
-        drawn = True
-        figure.add_scatter(
-            x=[measurement.step for measurement in measurements],
-            y=values,
-            name=label(name),
-            mode="lines+markers",
-            marker={"color": colour(index), "symbol": symbol(index), "size": 6 if len(measurements) < 100 else 3},
-            line={"color": colour(index), "dash": dash(index), "width": 2},
-            hovertemplate="%{y:.3~g}",
-            connectgaps=True,
-        )
+        if any(value is not None for value in values):
+            shade, stroke, marker = colour(index), dash(index), symbol(index)
+            figure.add_trace(line(steps, values, label(name), shade, stroke=stroke, marker=marker, size=size))
+            drawn = True
     return drawn
 
 
 def _finish(figure: go.Figure, run: Run, height: int) -> go.Figure:
-    """Style a chart over time, name its lowest time axis and mark where the subspace was refined."""
-    style(figure, height=height, time=True)
-    axes = list(figure.select_xaxes())
-    axes[-1].update(title=_STEP_AXIS)
-    events = thin(run.refinements, 100)
-    for event in events:
-        line = {"color": "var(--mark)", "width": 1, "dash": "dashdot"}
-        figure.add_shape(type="line", x0=event.step, x1=event.step, xref="x", y0=0, y1=1, yref="paper", line=line)
+    """Finish a chart over time, with a mark where the subspace was refined."""
+    marks = []
+    for event in run.refinements:
         before, after = known(event.before), known(event.after)
         moves = [
             f"{label(name)} γ {significant(before[name])} → {significant(after[name])}"
             for name in after
             if name in before
         ]
-        told = [
-            f"refinement at step {event.step} ({label(event.mode)})",
-            f"energy moved {percent(event.energy_moved)}",
-            *moves,
-        ]
-        figure.add_annotation(
-            x=event.step,
-            xref="x",
-            y=0,
-            yref="paper",
-            yanchor="bottom",
-            xanchor="left",
-            text="refined" if len(events) <= 4 else "▾",
-            hovertext="<br>".join(told),
-            showarrow=False,
-            font={"size": 11, "color": "var(--mark)"},
-        )
-    return figure
-
-
-def _rolling(values: Sequence[float], window: int) -> list[float]:
-    """Return centred rolling means; the window shrinks at both ends."""
-    reach = window // 2
-    slices = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
-    return [sum(part) / len(part) for part in slices]
+        told = (f"refinement at step {event.step} ({label(event.mode)})", f"energy moved {percent(event.energy_moved)}")
+        marks.append(Mark(event.step, "refined", (*told, *moves)))
+    return finish(figure, height, marks)
 
 
 def _step_table(run: Run, what: str, records: Sequence[tuple[int, Numbers]]) -> Table:

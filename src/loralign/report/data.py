@@ -6,21 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loralign.errors import StateError
-from loralign.report.coerce import clean_text, mapping, number, numbers, parse, read_text, sequence, strings
-from loralign.report.records import (
-    LayerRefinement,
-    Measurement,
-    Metric,
-    Refinement,
-    Run,
-    Sample,
-    ScoreSet,
-    TrainingStep,
-)
-
-RUN_VERSION = 1
-"""The version of ``run.json`` that this reader knows."""
+from loralign.report.coerce import clean_text, mapping, number, numbers, sequence, strings
+from loralign.report.reading import ALIGN, read_about, read_log, read_metric, read_optional, read_sample
+from loralign.report.records import LayerRefinement, Measurement, Metric, Refinement, Run, ScoreSet, TrainingStep
 
 
 def load_run(directory: str | Path) -> Run:
@@ -30,18 +18,20 @@ def load_run(directory: str | Path) -> Run:
     in ``geometry.jsonl``) is left out and named in ``Run.notes``.
 
     Raises:
-        StateError: ``run.json`` is absent, is not a JSON object, or is of another version.
+        StateError: ``run.json`` is absent, is not a JSON object, or is of another version or kind of run.
     """
     folder = Path(directory)
-    about = _read_about(folder / "run.json")
+    about = read_about(folder / "run.json", ALIGN)
     notes: list[str] = []
-    measurements, refinements, steps = _read_geometry(folder / "geometry.jsonl", notes)
+    kinds = ("measurement", "refinement", "step")
+    log = read_log(folder / "geometry.jsonl", kinds, "its course or geometry", notes)
+    measurements = [_measurement(*record) for record in log["measurement"]]
     scores = {
         name: _score_set(value)
-        for name, value in mapping(_read_optional(folder / "scores.json", "scores", notes)).items()
+        for name, value in mapping(read_optional(folder / "scores.json", "scores", notes)).items()
         if name in ("before", "after", "reference", "difference") and isinstance(value, dict)
     }
-    samples = [_sample(item) for item in sequence(_read_optional(folder / "samples.json", "sample answers", notes))]
+    samples = [read_sample(item) for item in sequence(read_optional(folder / "samples.json", "sample answers", notes))]
     stated = about.get("headline")
     return Run(
         name=clean_text(folder.resolve().name),
@@ -58,78 +48,12 @@ def load_run(directory: str | Path) -> Run:
         environment=mapping(about.get("environment")),
         stated_headline=stated if isinstance(stated, str) and stated.strip() else None,
         measurements=tuple(measurements),
-        refinements=tuple(refinements),
-        steps=tuple(steps),
+        refinements=tuple(_refinement(*record) for record in log["refinement"]),
+        steps=tuple(_training_step(*record) for record in log["step"]),
         scores=scores,
         samples=tuple(samples),
         notes=tuple(notes),
     )
-
-
-def _read_about(path: Path) -> dict[str, Any]:
-    fix = "give the output directory of loralign align"
-    try:
-        about = parse(read_text(path))
-    except OSError as error:
-        raise StateError("there is no run.json that can be read", place=str(path.parent), fix=fix) from error
-    except ValueError as error:
-        raise StateError(f"not valid JSON: {error}", place=str(path), fix=fix) from error
-    if not isinstance(about, dict):
-        raise StateError("not a JSON object", place=str(path), fix=fix)
-    if about.get("version") != RUN_VERSION:
-        raise StateError(
-            f"version {about.get('version')!r} is unknown, only {RUN_VERSION} can be read",
-            place=str(path),
-            fix="use the loralign release that wrote it",
-        )
-    return about
-
-
-def _read_optional(path: Path, what: str, notes: list[str]) -> Any:
-    try:
-        return parse(read_text(path))
-    except FileNotFoundError:
-        notes.append(f"The run wrote no {path.name}, so the page has no {what}.")
-    except (OSError, ValueError) as error:
-        notes.append(f"{path.name} cannot be read ({clean_text(str(error))}), so the page has no {what}.")
-    return None
-
-
-def _read_geometry(path: Path, notes: list[str]) -> tuple[list[Measurement], list[Refinement], list[TrainingStep]]:
-    records: dict[str, list[Any]] = {"measurement": [], "refinement": [], "step": []}
-    readers = {"measurement": _measurement, "refinement": _refinement, "step": _training_step}
-    try:
-        lines = read_text(path).split("\n")
-    except FileNotFoundError:
-        lines = []
-        notes.append(f"The run wrote no {path.name}, so nothing is known of its course or geometry.")
-    except OSError as error:
-        lines = []
-        notes.append(f"{path.name} cannot be read ({error.strerror}), so nothing is known of its course or geometry.")
-    last = max((index for index, line in enumerate(lines) if line.strip()), default=-1)
-    unreadable = 0
-    for index, line in enumerate(lines):
-        if not line.strip():
-            continue
-        try:
-            record = mapping(parse(line))
-        except ValueError:
-            if index == last:
-                notes.append(f"The last line of {path.name} is cut off (the run was stopped while writing it).")
-            else:
-                unreadable += 1
-            continue
-        kind, step = str(record.get("kind")), number(record.get("step"))
-        if kind not in readers or step is None:
-            continue
-        # A resumed run starts again at its last checkpoint: what the killed one had logged beyond that is void.
-        kept = records[kind]
-        while kept and kept[-1].step >= step:
-            kept.pop()
-        kept.append(readers[kind](int(step), record))
-    if unreadable:
-        notes.append(f"{unreadable} lines of {path.name} cannot be read and are left out.")
-    return records["measurement"], records["refinement"], records["step"]
 
 
 def _measurement(step: int, record: dict[str, Any]) -> Measurement:
@@ -204,18 +128,8 @@ def _score_set(value: dict[str, Any]) -> ScoreSet:
 
 
 def _metrics(value: dict[str, Any]) -> dict[str, Metric]:
-    result = {}
-    for name, item in mapping(value.get("measures", value)).items():
-        if isinstance(item, dict) and "value" in item:
-            result[name] = Metric(number(item["value"]), number(item.get("low")), number(item.get("high")))
-        elif name != "pairs" and (plain := number(item)) is not None:
-            result[name] = Metric(plain)
-    return result
-
-
-def _sample(item: Any) -> Sample:
-    fields = mapping(item)
-    return Sample(*(str(fields.get(name) or "") for name in ("objective", "prompt", "before", "after")))
+    found = {name: read_metric(item) for name, item in mapping(value.get("measures", value)).items() if name != "pairs"}
+    return {name: metric for name, metric in found.items() if metric is not None}
 
 
 def _objectives(

@@ -14,7 +14,7 @@ def significant(value: float | None, digits: int = 3) -> str:
         return ABSENT
     if value == 0:
         return "0"
-    exponent = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])
     if -4 <= exponent < 6:
         text = f"{round(value, digits - 1 - exponent):.{max(digits - 1 - exponent, 0)}f}"
     else:

@@ -1,36 +1,18 @@
-"""Rendering a run as one self-contained HTML page.
-
-Everything that comes from the run reaches the page through Jinja's automatic escaping or as JSON with ``<``, ``>`` and
-``&`` escaped. Beyond that, the page's content security policy runs only the scripts whose hashes it names and allows no
-connection, so that even a mistake in the escaping could neither run code nor send anything.
-"""
+"""The page of an alignment run: what goes into its template."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import shlex
-from collections.abc import Iterator, Mapping
-from importlib.resources import files
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import jinja2
-from plotly.offline import get_plotlyjs
 
 from loralign.files import write_text
 from loralign.report.charts import time_charts
+from loralign.report.document import render_document
 from loralign.report.format import ABSENT, count, duration, percent, significant
 from loralign.report.maps import cosine_charts, layer_charts, score_chart
 from loralign.report.records import Refinement, Run
-from loralign.report.theme import Chart, Table, thin
+from loralign.report.theme import Table, thin
 from loralign.report.words import SUMMARY_HEADINGS, explain_geometry, headline, interval, percent_interval, summary_rows
-
-MOST_SAMPLES = 24
-"""Sample answers shown at most."""
-
-LONGEST_TEXT = 6000
-"""Characters of one prompt or answer shown at most."""
 
 MOST_LAYER_TABLES = 12
 """Refinements whose per-layer table is shown; with more of them, evenly chosen ones."""
@@ -60,60 +42,22 @@ def render_report(run: Run, output: Path) -> None:
 
 def render_page(run: Run) -> str:
     """Return the report of ``run`` as HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("loralign.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["figure_json"] = _figure_json
-    plotly, script, css = get_plotlyjs(), _asset("report.js"), _asset("report.css")
-    return environment.get_template("report.html.j2").render(
-        run=run,
-        headline=headline(run),
-        summary=_summary_table(run),
-        explanation=explain_geometry(run),
-        over_time=time_charts(run),
-        layers=layer_charts(run),
-        cosines=cosine_charts(run),
-        score_chart=score_chart(run),
-        score_table=_score_table(run),
-        refinements=_refinement_table(run),
-        refined_layers=[
+    content = {
+        "headline": headline(run),
+        "facts": _facts(run),
+        "summary": _summary_table(run),
+        "explanation": explain_geometry(run),
+        "over_time": time_charts(run),
+        "layers": layer_charts(run),
+        "cosines": cosine_charts(run),
+        "score_chart": score_chart(run),
+        "score_table": _score_table(run),
+        "refinements": _refinement_table(run),
+        "refined_layers": [
             (event, _layer_table(event)) for event in thin(run.refinements, MOST_LAYER_TABLES) if event.layers
         ],
-        samples=run.samples[:MOST_SAMPLES],
-        hidden_samples=max(0, len(run.samples) - MOST_SAMPLES),
-        longest=LONGEST_TEXT,
-        facts=_facts(run),
-        settings={
-            title: Table(("setting", "value"), rows)
-            for title, value in (("Configuration", run.config), ("Data", run.data), ("Environment", run.environment))
-            if (rows := tuple(_flatten(value)))
-        },
-        command=shlex.join(run.command),
-        css=css,
-        plotly=plotly,
-        script=script,
-        script_hashes=" ".join(f"'sha256-{_digest(text)}'" for text in (plotly, script)),
-    )
-
-
-def _asset(name: str) -> str:
-    return (files("loralign.report") / "templates" / name).read_text(encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
-
-
-def _figure_json(chart: Chart) -> str:
-    """Return a figure as JSON that cannot end the element it stands in."""
-    text: str = chart.figure.to_json()
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
+    }
+    return render_document("report.html.j2", run, content)
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
@@ -190,25 +134,3 @@ def _layer_table(event: Refinement) -> Table:
         for layer in event.layers
     )
     return Table(("layer", "rank", "energy moved", "function change", "leading singular values"), rows)
-
-
-def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every leaf of nested settings with its dotted path; short lists of plain values stay on one line."""
-    if isinstance(value, Mapping) and value:
-        for key, item in value.items():
-            yield from _flatten(item, f"{path}.{key}" if path else key)
-    elif isinstance(value, list) and any(isinstance(item, (Mapping, list)) for item in value):
-        for index, item in enumerate(value):
-            yield from _flatten(item, f"{path}[{index}]")
-    elif isinstance(value, (Mapping, list)):
-        yield path, ", ".join(map(_plain, value)) or "none"
-    else:
-        yield path, _plain(value)
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value)

@@ -118,7 +118,7 @@ def _summary_row(run: Run, name: str | None) -> SummaryRow:
         before=earlier,
         after=later,
         reward=after.get("accuracy_reward"),
-        settled=_settled(earlier, later, accuracy(difference)),
+        settled=settled(earlier, later, accuracy(difference)),
         drift=after.get(DRIFT),
         attenuation=gamma,
         weight=weight,
@@ -132,7 +132,8 @@ def _metrics(scores: ScoreSet | None, name: str | None) -> dict[str, Metric]:
     return scores.overall if name is None else scores.objectives.get(name, {})
 
 
-def _settled(before: Metric | None, after: Metric | None, difference: Metric | None) -> bool:
+def settled(before: Metric | None, after: Metric | None, difference: Metric | None = None) -> bool:
+    """Say whether two scores differ beyond the bootstrap, see :class:`SummaryRow`."""
     if difference and difference.low is not None and difference.high is not None:
         return difference.low > 0 or difference.high < 0
     if before is None or after is None:
@@ -148,8 +149,8 @@ def headline(run: Run) -> str:
         return run.stated_headline
     steps = run.steps[-1].step + 1 if run.steps else (run.last.step + 1 if run.last else None)
     length = f" after {count(steps)} steps" if steps is not None else ""
-    state = {"running": " (still running)", "stopped": " (stopped before its end)"}.get(run.status, "")
-    sentences = [f"{run.model} aligned for {listing(run.objectives)} with {method(run)}{length}{state}: {_scored(run)}"]
+    start = f"{run.model} aligned for {listing(run.objectives)} with {method(run)}{length}{state(run.status)}"
+    sentences = [f"{start}: {_scored(run)}"]
     tail = []
     after = run.scores.get("after")
     drift = after.overall.get(DRIFT) if after else None
@@ -163,15 +164,20 @@ def headline(run: Run) -> str:
     return " ".join(sentences)
 
 
+def state(status: str) -> str:
+    """Return what a headline says of a run that has not finished, with a leading space."""
+    return {"running": " (still running)", "stopped": " (stopped before its end)"}.get(status, "")
+
+
 def _scored(run: Run) -> str:
-    changes, settled = [], 0
+    changes, beyond = [], 0
     for row in (_summary_row(run, name) for name in run.objectives):
         if row.before and row.after and row.before.value is not None and row.after.value is not None:
             changes.append(f"{row.objective} {whole_percent(row.before.value)} → {whole_percent(row.after.value)}")
-            settled += row.settled
+            beyond += row.settled
     if not changes:
         return "there are no scores before and after to compare."
-    return f"preference accuracy {', '.join(changes)} (beyond the bootstrap intervals: {settled} of {len(changes)})."
+    return f"preference accuracy {', '.join(changes)} (beyond the bootstrap intervals: {beyond} of {len(changes)})."
 
 
 def explain_geometry(run: Run) -> list[str]:
