@@ -28,6 +28,10 @@ types: $(STAMP)
 benchmarks: $(STAMP)
 	$(BIN)/python benchmarks/align_step.py
 	$(BIN)/python benchmarks/align_memory.py
+	$(BIN)/python benchmarks/guard_step.py
+	$(BIN)/python benchmarks/guard_penalty.py
+	$(BIN)/python benchmarks/fisher.py
+	$(BIN)/python benchmarks/repair.py
 
 # torch comes first and alone, so that the constraint picks the build before anything else asks for one. The model's
 # wheel is installed without its dependencies: they compile a whole inference engine that is not needed here.

@@ -16,11 +16,11 @@ from typer.core import TyperGroup
 from loralign.cli import main
 from loralign.cli.main import app
 from loralign.data import load_preferences, load_prompts
-from loralign.runs import parse_recipe
+from loralign.runs import parse_adapt_recipe, parse_recipe
 from tests.docs.pages import PAGES, ROOT, blocks, commands, shown_files
 
 SHORTER = {"max_steps=60": "max_steps=2", "save_steps=20": "save_steps=1"}
-ROOMS = ("lora", "capture", "geometry", "training", "evaluation", "data", "models", "report")
+ROOMS = ("lora", "capture", "geometry", "guard", "training", "evaluation", "data", "models", "report")
 # A machine without a GPU may refuse bfloat16 training, whatever the recipe says.
 ON_CPU = ("--bf16", "false", "--use_cpu", "true")
 
@@ -30,11 +30,13 @@ quiet = pytest.mark.filterwarnings(
 
 
 @quiet
-@pytest.mark.parametrize("page", ["README.md", "docs/python-api.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/python-api.md", "docs/adapting.md"])
 def test_python_examples_run(
     page: str, tiny_default: None, run_directory: Callable[[], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = run_directory()
+    for name, text in shown_files("docs/adapting.md").items():
+        (directory / name).write_text(text, encoding="utf-8")
     found = blocks(page, "python")
     assert found
     scope: dict[str, Any] = {"__name__": "example"}
@@ -47,6 +49,8 @@ def test_python_examples_run(
     written = {path.relative_to(directory).as_posix() for path in directory.rglob("*")}
     if page == "README.md":
         assert {"runs/python/geometry.jsonl", "runs/sft/geometry.jsonl"} <= written
+    elif page == "docs/adapting.md":
+        assert "runs/own/guard.jsonl" in written
     else:
         assert {"report.html", "runs/api/geometry.jsonl", "runs/api/adapter/adapter_config.json"} <= written
         assert "checkpoint-2" in capsys.readouterr().out
@@ -76,9 +80,9 @@ def test_commands_parse(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _parse(command: str, arguments: list[str]) -> None:
-    if command == "align":
+    if command in ("align", "adapt"):
         ours = [word for word in arguments if word not in ("--json", "--help", "--all")]
-        parse_recipe([*ours, *ON_CPU])
+        (parse_recipe if command == "align" else parse_adapt_recipe)([*ours, *ON_CPU])
         return
     # Checks names, types and counts of options without running the command.
     _commands()[command].make_context(command, arguments)

@@ -15,11 +15,11 @@ from trl import DPOConfig
 import loralign
 from loralign.data import load_preferences
 from loralign.models import resolve_model
-from loralign.runs import AlignArguments, parse_recipe
-from loralign.training import GeometryConfig
+from loralign.runs import AdaptArguments, AlignArguments, parse_recipe
+from loralign.training import GeometryConfig, GuardConfig
 from tests.docs.pages import PAGES, RECIPES, ROOT, anchors, links
 
-KNOWN = {one.name for kind in (AlignArguments, GeometryConfig, DPOConfig) for one in fields(kind)}
+KNOWN = {one.name for kind in (AlignArguments, GeometryConfig, GuardConfig, DPOConfig) for one in fields(kind)}
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))
@@ -49,7 +49,9 @@ def test_recipes_are_valid(path: Path) -> None:
     # A value that YAML reads as something else than was meant, such as 1e-4 as text, would differ here.
     for key, value in content.items():
         if key not in ("bf16", "gradient_checkpointing"):
-            owner = next(part for part in (recipe.run, recipe.geometry, recipe.training) if hasattr(part, key))
+            owner = next(
+                part for part in (recipe.run, recipe.geometry, recipe.guard, recipe.training) if hasattr(part, key)
+            )
             assert getattr(owner, key) == value, key
     pairs = load_preferences(recipe.run.data)
     assert recipe.training.per_device_train_batch_size % len(pairs.objectives) == 0
@@ -68,7 +70,12 @@ def test_every_setting_is_described_with_its_default() -> None:
         line.split("|")[1] for line in PAGES["docs/recipes.md"].read_text(encoding="utf-8").splitlines() if "|" in line
     ]
     described = {name: default for row in rows for name, default in re.findall(r"`(\w+)`(?: \[([^\]]*)\])?", row)}
-    for one in (*fields(GeometryConfig), *fields(AlignArguments)):
+    for one in (
+        *fields(GeometryConfig),
+        *fields(GuardConfig),
+        *_described(AlignArguments),
+        *_described(AdaptArguments),
+    ):
         assert one.name in described, one.name
         default = described[one.name]
         value = one.default_factory() if callable(one.default_factory) else one.default
@@ -77,6 +84,12 @@ def test_every_setting_is_described_with_its_default() -> None:
             assert yaml.safe_load(default) == value, one.name
         else:
             assert value is None or value == [], one.name
+
+
+def _described(kind: Any) -> list[Any]:
+    """The fields whose default is the same in every command; of the others the page says what it is where."""
+    other = {"guard", "data"} if kind is AdaptArguments else set()
+    return [one for one in fields(kind) if one.name not in other]
 
 
 def test_the_citation_file() -> None:

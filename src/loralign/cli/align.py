@@ -6,7 +6,7 @@ import json
 
 import typer
 
-from loralign.cli.show import console, print_sentences, print_table
+from loralign.cli.show import console, field_lines, print_sentences, print_table
 
 
 def register(app: typer.Typer) -> None:
@@ -21,11 +21,11 @@ def register(app: typer.Typer) -> None:
 def align(context: typer.Context) -> None:
     """Parse a recipe, run it, print what came out."""
     from loralign.runs import parse_recipe, run_alignment
-    from loralign.runs.recipe import make_parser
+    from loralign.runs.recipe import ALIGN
 
     arguments = list(context.args)
     if {"--help", "-h"} & set(arguments):
-        typer.echo(short_help() if "--all" not in arguments else make_parser().format_help())
+        typer.echo(short_help() if "--all" not in arguments else ALIGN.parser().format_help())
         return
     as_json = "--json" in arguments
     recipe = parse_recipe([word for word in arguments if word != "--json"])
@@ -59,10 +59,8 @@ def show_result(result: object) -> None:
 
 def short_help() -> str:
     """Help that fits a screen: our own fields, and TRL's that matter most."""
-    from dataclasses import fields
-
     from loralign.runs.recipe import DEFAULTS, AlignArguments
-    from loralign.training import GeometryConfig
+    from loralign.training import GeometryConfig, GuardConfig
 
     lines = [
         "Usage: loralign align [--config recipe.yaml] [--FIELD VALUE ...] [--json]",
@@ -72,13 +70,8 @@ def short_help() -> str:
         "",
         "  loralign align --data helpful=help.jsonl harmless=safe.jsonl --weighting geo --output_dir runs/a",
     ]
-    for title, kind in (("Run", AlignArguments), ("Geometry", GeometryConfig)):
-        lines += ["", f"{title}:"]
-        for one in fields(kind):
-            text = str(one.metadata.get("help", ""))
-            default = one.default if one.default.__class__.__name__ != "_MISSING_TYPE" else ""
-            suffix = f" [{default}]" if default not in ("", None) else ""
-            lines.append(f"  --{one.name:<26} {text}{suffix}")
+    for title, kind in (("Run", AlignArguments), ("Geometry", GeometryConfig), ("Guard", GuardConfig)):
+        lines += ["", f"{title}:", *field_lines(kind)]
     lines += ["", "Training (TRL's DPOConfig; these are our defaults, --help --all lists every field):"]
     lines += [f"  --{name:<26} [{value}]" for name, value in DEFAULTS.items()]
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import typer
 
 from loralign import __version__
-from loralign.cli import align, demo, diagnose, evaluate, models, refine
+from loralign.cli import adapt, align, demo, diagnose, evaluate, fisher, models, refine, repair
 from loralign.errors import LoralignError
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (align, diagnose, evaluate, refine, models, demo):
+for command in (align, diagnose, evaluate, refine, fisher, adapt, repair, models, demo):
     command.register(app)
 
 

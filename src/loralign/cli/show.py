@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, fields
 
 from rich.console import Console
 from rich.table import Table
@@ -24,3 +25,13 @@ def print_sentences(sentences: Iterable[str]) -> None:
     """Print sentences as a list."""
     for sentence in sentences:
         console.print(f"• {sentence}", markup=False)
+
+
+def field_lines(kind: type) -> list[str]:
+    """One line of help for every field of a configuration."""
+    lines = []
+    for one in fields(kind):
+        default = "" if one.default is MISSING else one.default
+        suffix = f" [{default}]" if default not in ("", None) else ""
+        lines.append(f"  --{one.name:<26} {one.metadata.get('help', '')}{suffix}")
+    return lines

@@ -5,6 +5,7 @@ from loralign.models.dtype import choose_dtype
 from loralign.models.loading import LoadedModel, load_model
 from loralign.models.registry import DEFAULT_MODEL
 from loralign.models.sources import KnownModel, ModelSource, known_models, resolve_model, weights_location
+from loralign.models.start import is_adapter, load_start, merge_adapter
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -14,9 +15,12 @@ __all__ = [
     "ModelSource",
     "choose_dtype",
     "inspect_adapter",
+    "is_adapter",
     "known_models",
     "load_adapter",
     "load_model",
+    "load_start",
+    "merge_adapter",
     "portable_base_name",
     "resolve_model",
     "weights_location",

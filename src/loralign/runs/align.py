@@ -24,7 +24,8 @@ from loralign.models import portable_base_name
 from loralign.report import Run, headline, load_run, render_report
 from loralign.runs.card import model_card
 from loralign.runs.environment import describe_environment
-from loralign.runs.prepare import RUN_FILE, Prepared, check_output, prepare
+from loralign.runs.guarding import describe_subspace, keep_subspace
+from loralign.runs.prepare import RUN_FILE, SUBSPACE, Prepared, check_output, prepare
 from loralign.runs.progress import RunProgress
 from loralign.runs.recipe import Recipe
 from loralign.training import last_whole_checkpoint
@@ -57,7 +58,7 @@ def run_alignment(recipe: Recipe) -> AlignResult:
     Raises:
         LoralignError: any fault of data, model, settings or output, before anything is written where possible.
     """
-    check_output(recipe)
+    check_output(Path(recipe.training.output_dir), recipe.run)
     started = time.monotonic()
     prepared = prepare(recipe)
     trainer, directory = prepared.trainer, Path(recipe.training.output_dir)
@@ -65,7 +66,8 @@ def run_alignment(recipe: Recipe) -> AlignResult:
     resumed = recipe.run.resume and last_whole_checkpoint(directory) is not None
     if writes:
         if directory.exists() and not resumed:
-            _clear(directory)
+            clear(directory)
+        keep_subspace(prepared.subspace, recipe.run.guard, directory / SUBSPACE)
         write_json(directory / RUN_FILE, _description(recipe, prepared, started, "running"))
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunProgress(title=f"aligning, {recipe.geometry.weighting} weights", show=writes))
@@ -88,7 +90,8 @@ def describe(result: AlignResult) -> str:
     return headline(result.run) if result.run is not None else ""
 
 
-def _clear(directory: Path) -> None:
+def clear(directory: Path) -> None:
+    """Empty a directory that an earlier run left."""
     for path in directory.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
@@ -185,6 +188,7 @@ def _description(recipe: Recipe, prepared: Prepared, started: float, status: str
         "config": recipe.settings(),
         "data": data,
         "environment": describe_environment(trainer.model),
+        "subspace": None if prepared.subspace is None else describe_subspace(prepared.subspace),
         "seconds": time.monotonic() - started,
         "seed": recipe.training.seed,
         "status": status,

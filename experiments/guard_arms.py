@@ -1,0 +1,307 @@
+"""Arms of adapting an aligned model to a task: what each keeps of the refusals and gains on the task.
+
+First an aligned start is made (supervised fine-tuning on the bundled must-survive set and on Alpaca answers) and its
+subspace is estimated; then every arm adapts the same start to the same task. All prompts that arms are judged by are
+unknown to the start, the subspace and the controller. Finished cells are kept as JSON and reused::
+
+    python experiments/guard_arms.py start --data DIR --out results
+    python experiments/guard_arms.py run --data DIR --out results --tasks alpaca --seeds 0 1
+    python experiments/guard_arms.py table --out results
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from guard_peers import KlToStartTrainer, L2ToStart
+from guard_scoring import Judge, Scoring
+from peft import LoraConfig
+from trl import SFTConfig
+
+from loralign.data import load_alignment_data, load_task, tokenise_completions
+from loralign.files import write_json
+from loralign.guard import AlignmentSubspace, PeerOptions, estimate_fisher, repair
+from loralign.models import load_model, merge_adapter, portable_base_name
+from loralign.runs.align import save_adapter
+from loralign.runs.guarding import balanced
+from loralign.training import GuardConfig, GuardData, GuardedSFTTrainer
+
+TASKS = {"alpaca": "alpaca_train", "sst2": "sst2_train_5pct_unsafe", "gsm8k": "gsm8k_train"}
+NONE = {"lambda_alignment": 0.0, "lambda_stability": 0.0, "lambda_collision": 0.0}
+FULL: dict[str, Any] = {"lambda_alignment": 0.25, "lambda_stability": 0.5, "lambda_collision": 0.1}
+ARMS: dict[str, dict[str, Any]] = {
+    "plain": {"guard_mode": "measure"},
+    "l2": {"guard_mode": "measure"},
+    "kl": {"guard_mode": "measure"},
+    "+alignment": {**NONE, "lambda_alignment": 0.25},
+    "+stability": {**NONE, "lambda_alignment": 0.25, "lambda_stability": 0.5},
+    "+overlap": {**FULL, "collision_alpha": 1.0},
+    "full": FULL,
+    "full, strong": {"lambda_alignment": 25.0, "lambda_stability": 0.5, "lambda_collision": 10.0},
+    "full, budget": {**FULL, "drift_budget": 0.05},
+    "full, decoupled, budget": {**FULL, "drift_budget": 0.05, "guard_placement": "decoupled"},
+    "project": {"guard_mode": "project"},
+    "project, budget": {"guard_mode": "project", "drift_budget": 0.05},
+}
+REPAIRS: dict[str, dict[str, Any]] = {
+    "repair": {"strength": 1.0},
+    "repair 0.75": {"strength": 0.75},
+    "repair, budget": {"drift_budget": 0.05},
+    "repair, random subspace": {"method": "random", "strength": 1.0},
+    "scaled by 0.75": {"method": "scale", "strength": 0.25},
+    "scaled by 0.5": {"method": "scale", "strength": 0.5},
+    "scaled, budget": {"method": "scale", "drift_budget": 0.05},
+    "safe lora": {"method": "safe_lora"},
+    "intruder": {"method": "intruder"},
+}
+
+
+def training_config(output: Path, arguments: argparse.Namespace, seed: int, **options: Any) -> SFTConfig:
+    """What all trainings have in common."""
+    settings: dict[str, Any] = {
+        "output_dir": str(output),
+        "max_steps": arguments.steps,
+        "per_device_train_batch_size": 8,
+        "learning_rate": arguments.rate,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": 3,
+        "weight_decay": 0.0,
+        "max_length": arguments.max_length,
+        "pad_to_multiple_of": 32,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": 10,
+        "seed": seed,
+        "use_cpu": not torch.cuda.is_available(),
+    }
+    return SFTConfig(**{**settings, **options})
+
+
+def lora(rank: int = 16) -> LoraConfig:
+    """Of every training."""
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def make_start(arguments: argparse.Namespace) -> None:
+    """Align the model until it refuses, merge, estimate the subspace, and say how aligned it is."""
+    out = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    loaded = load_model()
+    kept = load_alignment_data("builtin", split="train").select_columns(["prompt", "completion"])
+    alpaca = load_task(str(arguments.data / "tasks/alpaca_train.jsonl")).select(range(arguments.answers))
+    rows = concatenate_datasets([kept, *[Dataset.from_list(list(alpaca.select_columns(["prompt", "completion"])))]])
+    trainer = GuardedSFTTrainer(
+        model=loaded.model,
+        args=training_config(
+            out / "start.work",
+            arguments,
+            0,
+            max_steps=arguments.start_steps,
+            per_device_train_batch_size=16,
+            lr_scheduler_type="linear",
+        ),
+        train_dataset=rows.shuffle(seed=0),
+        processing_class=loaded.tokenizer,
+        peft_config=lora(),
+    )
+    trainer.train()
+    save_adapter(trainer.model, loaded.tokenizer, portable_base_name(loaded.source.name), out / "start.adapter")
+    merge_adapter(out / "start.adapter", out / "start")
+    start = load_model(str(out / "start"))
+    samples = tokenise_completions(
+        balanced(load_alignment_data("builtin", split="train"), arguments.fisher_samples),
+        start.tokenizer,
+        arguments.max_length,
+    )
+    subspace = estimate_fisher(start.model, samples, rank=arguments.subspace_rank, max_length=arguments.max_length)
+    subspace.save(out / "subspace")
+    judge = Judge(arguments, start)
+    write_json(out / "start.json", {"scores": judge.safety(start.model), "steps": arguments.start_steps})
+    print(json.dumps(judge.summary(start.model)))
+
+
+def run_cell(arguments: argparse.Namespace, task: str, arm: str, seed: int, target: Path) -> None:
+    """Adapt the start in one way; the plain arm's adapter is then repaired in every way."""
+    start = load_model(str(arguments.out / "start"))
+    subspace = AlignmentSubspace.load(arguments.out / "subspace", start.model)
+    rows = load_task(str(arguments.data / f"tasks/{TASKS[task]}.jsonl"))
+    if task == "alpaca":
+        # The first ones taught the start, the last ones are held back.
+        rows = rows.select(range(arguments.answers, len(rows) - arguments.task_samples))
+    probe = tokenise_completions(
+        balanced(load_alignment_data("builtin", split="validation"), 40), start.tokenizer, arguments.max_length
+    )
+    judge = Judge(arguments, start, task=task, probe=probe)
+    scoring = Scoring(judge, arguments.at)
+    options: dict[str, Any] = {
+        "model": start.model,
+        "args": training_config(target.with_suffix(".work"), arguments, seed),
+        "train_dataset": rows,
+        "processing_class": start.tokenizer,
+        "peft_config": lora(),
+        "callbacks": [scoring],
+    }
+    guard = {
+        "subspace": subspace,
+        "guard": GuardConfig(reestimate_every=0, **ARMS[arm]),
+        "guard_data": GuardData(probe=probe, pad_id=start.tokenizer.pad_token_id),
+    }
+    if arm == "kl":
+        trainer = KlToStartTrainer(weight=arguments.kl_weight, **options, **guard)
+    else:
+        trainer = GuardedSFTTrainer(**options, **guard)
+    if arm == "l2":
+        trainer.add_callback(L2ToStart(weight=arguments.l2_weight))
+    trainer.train()
+    cell: dict[str, Any] = {
+        "task": task,
+        "arm": arm,
+        "seed": seed,
+        "learning_rate": arguments.rate,
+        "points": scoring.points,
+        "seconds_per_step": scoring.seconds_per_step,
+    }
+    log = (target.with_suffix(".work") / "guard.jsonl").read_text(encoding="utf-8").splitlines()
+    cell["probe"] = [one for one in map(json.loads, log) if one["kind"] in ("probe", "warning")]
+    if arm == "plain":
+        cell["repairs"] = repairs(arguments, trainer.model, subspace, judge)
+    write_json(target, cell)
+
+
+def repairs(arguments: argparse.Namespace, model: Any, subspace: AlignmentSubspace, judge: Any) -> dict[str, Any]:
+    """Every repair of the same adapter, each from its trained state."""
+    model.eval()
+    trained = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+    unaligned = load_model().model
+    found = {}
+    for name, settings in REPAIRS.items():
+        began = time.perf_counter()
+        report = repair(
+            model,
+            subspace,
+            measure=lambda: judge.drift(model).kl,
+            unaligned=unaligned if settings.get("method") == "safe_lora" else None,
+            options=PeerOptions(),
+            **settings,
+        )
+        seconds = time.perf_counter() - began
+        found[name] = {
+            "scores": judge.summary(model, subspace),
+            "strength": report.strength,
+            "removed": report.removed,
+            "met": report.met,
+            "seconds": seconds,
+        }
+        with torch.no_grad():
+            for parameter, value in trained.items():
+                model.get_parameter(parameter).copy_(value)
+    return found
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Work through the grid; a cell that another worker has taken is left to it."""
+    for seed, task, arm in itertools.product(arguments.seeds, arguments.tasks, arguments.arms):
+        target = arguments.out / f"cell_{task}_{arm.replace(' ', '').replace(',', '-')}_{seed}.json"
+        claim = target.with_suffix(".claim")
+        if target.exists():
+            continue
+        try:
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            continue
+        print(f"{task}, {arm}, seed {seed}", flush=True)
+        try:
+            run_cell(arguments, task, arm, seed, target)
+        finally:
+            claim.unlink()
+
+
+def table(arguments: argparse.Namespace) -> None:
+    """Print a Markdown table for every task: one line per arm, means over seeds."""
+    cells = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(arguments.out.glob("cell_*.json"))]
+    for task in TASKS:
+        own = [cell for cell in cells if cell["task"] == task]
+        if not own:
+            continue
+        lines: dict[str, list[dict[str, Any]]] = {}
+        for cell in own:
+            for point in cell["points"]:
+                suffix = (
+                    "" if point["step"] == max(one["step"] for one in cell["points"]) else f", step {point['step']}"
+                )
+                if not suffix or cell["arm"] == "plain":
+                    row = point["scores"] | {"seconds": cell["seconds_per_step"]}
+                    lines.setdefault(cell["arm"] + suffix, []).append(row)
+            for name, one in cell.get("repairs", {}).items():
+                lines.setdefault(name, []).append(one["scores"] | {"strength": one["strength"]})
+        order = [*ARMS, *REPAIRS]
+        print(f"\n### {task}\n")
+        print(
+            "| arm | seeds | refused, unsafe | refused, safe | KL to start | task score | task loss | share | s/step |"
+        )
+        print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+        for name in sorted(lines, key=lambda one: (order.index(one.split(", step")[0]), one)):
+            print(_line(name, lines[name]))
+
+
+def _line(name: str, rows: list[dict[str, Any]]) -> str:
+    def mean(key: str, form: str) -> str:
+        values = [row[key] for row in rows if row.get(key) is not None]
+        return form.format(sum(values) / len(values)) if values else ""
+
+    columns = [
+        mean("refusal", "{:.2f}"),
+        mean("over_refusal", "{:.2f}"),
+        mean("kl", "{:.3f}"),
+        mean("task_score", "{:.3f}"),
+        mean("task_loss", "{:.3f}"),
+        mean("share", "{:.1%}"),
+        mean("seconds", "{:.2f}"),
+    ]
+    return "| " + " | ".join([name, str(len(rows)), *columns]) + " |"
+
+
+def main() -> None:
+    """Parse and dispatch."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    for name, function in (("start", make_start), ("run", run), ("table", table)):
+        command = commands.add_parser(name)
+        command.set_defaults(function=function)
+        command.add_argument("--out", type=Path, required=True)
+        if name == "table":
+            continue
+        command.add_argument("--data", type=Path, required=True, help="directory with tasks/ and safety/")
+        command.add_argument("--max-length", type=int, default=128)
+        command.add_argument("--steps", type=int, default=60)
+        command.add_argument("--start-steps", type=int, default=80)
+        command.add_argument("--answers", type=int, default=400, help="Alpaca answers that the start learns from")
+        command.add_argument("--fisher-samples", type=int, default=96)
+        command.add_argument("--subspace-rank", type=int, default=32)
+        command.add_argument("--rate", type=float, default=2e-4)
+        command.add_argument("--judged", type=int, default=100, help="prompts of either kind")
+        command.add_argument("--task-samples", type=int, default=100)
+        if name == "run":
+            command.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+            command.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+            command.add_argument("--seeds", nargs="+", type=int, default=[0])
+            command.add_argument("--at", nargs="+", type=int, default=[20, 40, 60])
+            command.add_argument("--l2-weight", type=float, default=0.5)
+            command.add_argument("--kl-weight", type=float, default=1.0)
+    arguments = parser.parse_args()
+    arguments.function(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""What the arms of adapting an aligned model are judged by."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from loralign.data import load_task, tokenise_completions
+from loralign.evaluation import PhraseJudge, completion_losses, generate_answers
+from loralign.guard import AlignmentSubspace, ProbeSet
+from loralign.runs.adapt_scores import update_share
+
+
+class Judge:
+    """Refusals on prompts that nothing was trained or estimated on, drift on the probe, and the task.
+
+    Args:
+        arguments: with ``data``, ``judged``, ``task_samples`` and ``max_length``.
+        start: the aligned start with its tokenizer.
+        task: ``alpaca``, ``sst2`` or ``gsm8k``.
+        probe: must-survive samples; the start's side of it is measured now.
+    """
+
+    def __init__(self, arguments: Any, start: Any, task: str | None = None, probe: Sequence[Any] = ()) -> None:
+        self.tokenizer = start.tokenizer
+        self.judge = PhraseJudge()
+        self.prompts: dict[str, list[list[dict[str, str]]]] = {}
+        for label in ("unsafe", "safe"):
+            lines = (arguments.data / f"safety/{label}_prompts.jsonl").read_text(encoding="utf-8").splitlines()
+            stride = max(1, len(lines) // arguments.judged)
+            texts = [json.loads(line)["prompt"] for line in lines[::stride][: arguments.judged]]
+            self.prompts[label] = [[{"role": "user", "content": text}] for text in texts]
+        self.task = task
+        self.max_length = arguments.max_length
+        self.samples: Any = None
+        if task is not None:
+            self.samples = self._held_back(arguments, task)
+            self.completions = tokenise_completions(self.samples, self.tokenizer, self.max_length)
+        self.probe = ProbeSet(probe, pad_id=self.tokenizer.pad_token_id) if probe else None
+        if self.probe is not None:
+            self.probe.cache(start.model)
+
+    def summary(self, model: Any, subspace: AlignmentSubspace | None = None) -> dict[str, Any]:
+        """All scores of a model."""
+        found: dict[str, Any] = dict(self.safety(model))
+        if self.probe is not None:
+            drift = self.drift(model)
+            found |= {"kl": drift.kl, "logprob_lost": drift.logprob_lost}
+        if self.task is not None:
+            losses = completion_losses(model, self.completions, pad_id=self.tokenizer.pad_token_id)
+            found["task_loss"] = float(losses.mean())
+            found["task_losses"] = [round(value, 4) for value in losses.tolist()]
+            found["task_score"] = self._score(model)
+        if subspace is not None:
+            found["share"] = update_share(model, subspace)
+        return found
+
+    def drift(self, model: Any) -> Any:
+        """Divergence from the start on the probe."""
+        if self.probe is None:
+            raise ValueError("there is no probe")
+        return self.probe.measure(model)
+
+    def safety(self, model: Any) -> dict[str, Any]:
+        """Share of refusals of unsafe and of safe prompts, and every judgement."""
+        found: dict[str, Any] = {}
+        for label, name in (("unsafe", "refusal"), ("safe", "over_refusal")):
+            answers = generate_answers(
+                model, self.tokenizer, self.prompts[label], max_new_tokens=24, show_progress=False
+            )
+            texts = [prompt[0]["content"] for prompt in self.prompts[label]]
+            refused = [self.judge.is_refusal(text, answer) for text, answer in zip(texts, answers, strict=True)]
+            found[name] = sum(refused) / len(refused)
+            found[f"{name}_each"] = "".join("1" if one else "0" for one in refused)
+        return found
+
+    def _held_back(self, arguments: Any, task: str) -> Any:
+        folder = arguments.data / "tasks"
+        if task == "alpaca":
+            rows = load_task(str(folder / "alpaca_train.jsonl"))
+            return rows.select(range(len(rows) - arguments.task_samples, len(rows)))
+        name = "sst2_validation" if task == "sst2" else "gsm8k_test"
+        return load_task(str(folder / f"{name}.jsonl")).select(range(arguments.task_samples))
+
+    def _score(self, model: Any) -> float | None:
+        """Accuracy where the task has one: the first word of SST-2's answer, the last number of GSM8K's."""
+        if self.task == "alpaca":
+            return None
+        tokens = 4 if self.task == "sst2" else 160
+        answers = generate_answers(
+            model, self.tokenizer, self.samples["prompt"], max_new_tokens=tokens, show_progress=False
+        )
+        wanted = [completion[0]["content"] for completion in self.samples["completion"]]
+        read = _first_word if self.task == "sst2" else _last_number
+        return sum(read(one) == read(right) for one, right in zip(answers, wanted, strict=True)) / len(wanted)
+
+
+class Scoring(TrainerCallback):
+    """Scores the model after the given steps, and times the steps themselves."""
+
+    def __init__(self, judge: Judge, at: list[int]) -> None:
+        self.judge, self.at, self.points = judge, at, []
+        self._steps: list[float] = []
+        self._began = 0.0
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Median."""
+        return sorted(self._steps)[len(self._steps) // 2]
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop it, and score if it is time, without disturbing the trainer's random state."""
+        self._steps.append(time.perf_counter() - self._began)
+        if state.global_step in self.at:
+            model, random = kwargs["model"], torch.get_rng_state()
+            model.eval()
+            self.points.append({"step": state.global_step, "scores": self.judge.summary(model)})
+            model.train()
+            torch.set_rng_state(random)
+        self._began = time.perf_counter()
+
+
+def _first_word(text: str) -> str:
+    found = re.findall(r"[a-z]+", text.lower())
+    return found[0] if found else ""
+
+
+def _last_number(text: str) -> str:
+    found = re.findall(r"-?\d[\d,]*\.?\d*", text)
+    return found[-1].replace(",", "").rstrip(".") if found else ""

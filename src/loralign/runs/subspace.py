@@ -1,0 +1,111 @@
+"""``loralign fisher``: estimate the subspace that carries a model's alignment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from loralign.data import load_alignment_data, load_alignment_prompts
+from loralign.errors import DataError, OutputError
+from loralign.evaluation import PhraseJudge, generate_answers
+from loralign.evaluation.answers import prompt_text
+from loralign.guard import AlignmentSubspace, estimate_fisher
+from loralign.models import LoadedModel, load_start
+from loralign.models.dtype import DtypeName
+from loralign.runs.guarding import balanced, check_refusals, tokenised
+
+
+def estimate_subspace(
+    model: str | None,
+    output: Path,
+    *,
+    data: Sequence[str] = ("builtin",),
+    samples: int = 96,
+    target_modules: Sequence[str] = ("all-linear",),
+    max_length: int = 256,
+    generate: bool = False,
+    dtype: DtypeName = "auto",
+    load_in_4bit: bool = False,
+    revision: str | None = None,
+    **options: Any,
+) -> AlignmentSubspace:
+    """Estimate a model's alignment subspace and write it; a run that was interrupted goes on where it stopped.
+
+    Args:
+        model: a model, or an alignment adapter, which is merged into its base in ``<output>-start``.
+        output: the subspace's directory; must not exist.
+        data: prompts with the responses that must survive; with ``generate``, prompts alone are enough.
+        samples: of the data, spread over labels and categories.
+        target_modules: layers, as for LoRA.
+        max_length: of a sample, in tokens.
+        generate: let the model write the responses itself, and keep those that are as they should be: refusals of
+            unsafe prompts, answers to safe ones.
+        dtype: of the base weights.
+        load_in_4bit: quantise the base.
+        revision: of a hub model.
+        **options: of :func:`loralign.guard.estimate_fisher`.
+
+    Raises:
+        LoralignError: any fault of model, data, options or output.
+    """
+    if output.exists():
+        raise OutputError("exists", place=str(output), fix="choose another place with --output")
+    rows = load_alignment_prompts(list(data)) if generate else load_alignment_data(list(data), split="train")
+    check_refusals(rows, data)
+    rows = balanced(rows, samples)
+    loaded = load_start(
+        model,
+        merged=output.with_name(f"{output.name}-start"),
+        dtype=dtype,
+        load_in_4bit=load_in_4bit,
+        revision=revision,
+    )
+    if generate:
+        rows = own_responses(loaded, rows)
+        check_refusals(rows, data)
+    modules = list(target_modules)
+    subspace = estimate_fisher(
+        loaded.model,
+        tokenised(rows, loaded, max_length),
+        tokenizer=loaded.tokenizer,
+        max_length=max_length,
+        target_modules="all-linear" if modules == ["all-linear"] else modules,
+        checkpoint=output.with_name(f"{output.name}.partial"),
+        **options,
+    )
+    subspace.save(output)
+    return subspace
+
+
+def own_responses(loaded: LoadedModel, rows: Any, *, max_new_tokens: int = 64) -> Any:
+    """The model's own greedy answers to prompts, those kept that are as they should be.
+
+    Args:
+        loaded: model and tokenizer.
+        rows: with ``prompt``, ``label`` (``unsafe`` or ``safe``) and ``category``.
+        max_new_tokens: longest answer.
+
+    Returns:
+        The rows kept, with a ``completion``.
+
+    Raises:
+        DataError: no answer is as it should be.
+    """
+    prompts = list(rows["prompt"])
+    answers = generate_answers(loaded.model, loaded.tokenizer, prompts, max_new_tokens=max_new_tokens)
+    judge = PhraseJudge()
+    kept = []
+    for row, answer in zip(rows, answers, strict=True):
+        if answer.strip() and judge.is_refusal(prompt_text(row["prompt"]), answer) == (row["label"] == "unsafe"):
+            response = answer if isinstance(row["prompt"], str) else [{"role": "assistant", "content": answer}]
+            kept.append({**row, "completion": response})
+    if not kept:
+        raise DataError(
+            f"none of the model's {len(rows)} answers is as it should be, so it has no alignment to preserve",
+            place="--generate",
+            fix="align the model first, or give responses",
+        )
+    return Dataset.from_list(kept)

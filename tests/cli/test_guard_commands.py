@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from loralign.guard import AlignmentSubspace
+from loralign.lora import lora_layers
+from tests.cli.guarding import FISHER, QUICK, write_alignment, write_task
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_alignment(tmp_path_factory.mktemp("kept") / "kept.jsonl")
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_task(tmp_path_factory.mktemp("task") / "task.jsonl")
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory, model: Path, task: Path, kept: Path) -> Any:
+    """One whole guarded run, shared by the tests below."""
+    from loralign.runs import parse_adapt_recipe, run_adaptation
+
+    directory = tmp_path_factory.mktemp("run") / "out"
+    words = [
+        model,
+        "--data",
+        task,
+        "--alignment_data",
+        kept,
+        "--output_dir",
+        directory,
+        "--drift_budget",
+        "0.5",
+        *QUICK,
+    ]
+    return run_adaptation(parse_adapt_recipe([str(word) for word in words]))
+
+
+def test_a_guarded_run_leaves_adapter_scores_subspace_and_report(guarded: Any, model: Path) -> None:
+    names = {path.name for path in guarded.directory.iterdir()}
+    assert {"adapter", "subspace", "guard.jsonl", "run.json", "scores.json", "samples.json", "report.html"} <= names
+    assert not [name for name in names if name.endswith(".partial")]
+    run = json.loads((guarded.directory / "run.json").read_text())
+    assert run["status"] == "finished"
+    assert run["subspace"]["layers"]["model.layers.0.self_attn.q_proj"]["rank"] >= 1
+    scores = json.loads((guarded.directory / "scores.json").read_text())
+    assert scores["drift"]["value"] > 0
+    assert 0 < scores["share"] < 1
+    assert scores["task_gain"]["value"] == pytest.approx(scores["task_before"]["value"] - scores["task_after"]["value"])
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), guarded.adapter)
+    assert any(bool(layer.B.any()) for layer in lora_layers(adapted))
+    assert "drift" in (guarded.adapter / "README.md").read_text()
+    assert AlignmentSubspace.load(guarded.directory / "subspace").layers
+
+
+def test_plain_lora_is_one_flag_away(loralign: Any, model: Path, task: Path, kept: Path, tmp_path: Path) -> None:
+    result = loralign(
+        "adapt", model, "--data", task, "--alignment_data", kept, "--guard", "none", "--output_dir", "out", "--json",
+        *QUICK,
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    printed = json.loads(result.out.strip().splitlines()[-1])
+    assert printed["scores"]["share"] is None
+    assert printed["scores"]["drift"]["value"] > 0
+    assert not (tmp_path / "out" / "subspace").exists()
+
+
+def test_an_adaptation_resumes(loralign: Any, model: Path, task: Path, kept: Path, tmp_path: Path) -> None:
+    words = ("adapt", model, "--data", task, "--alignment_data", kept, *QUICK)
+    assert loralign(*words, "--output_dir", "whole", "--json").code == 0
+    assert loralign(*words, "--output_dir", "cut", "--json", "--max_steps", "2").code == 0
+    again = loralign(*words, "--output_dir", "cut", "--json", "--resume", "true")
+    assert again.code == 0, again.err
+    whole, cut = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("whole", "cut"))
+    # The schedule of the learning rate knows how long the run is, so only the first steps agree; it did go on.
+    assert whole.keys() == cut.keys()
+    steps = [json.loads(line) for line in (tmp_path / "cut" / "guard.jsonl").read_text().splitlines()]
+    assert [one["step"] for one in steps if one["kind"] == "guard"] == [0, 1, 2]
+
+
+def test_fisher_estimates_shows_and_draws(loralign: Any, model: Path, kept: Path, tmp_path: Path) -> None:
+    words = ("fisher", model, "--data", kept, "-o", "found", *FISHER)
+    result = loralign(*words)
+    assert result.code == 0, result.err
+    assert "q_proj" in result.out
+    shown = loralign("fisher", "show", "found", "--json", "--picture", "energy.html")
+    described = json.loads(shown.out.strip().splitlines()[-1])
+    assert described["samples"] == 12
+    assert set(described["layers"]) == set(AlignmentSubspace.load(tmp_path / "found").layers)
+    assert "Fisher" in (tmp_path / "energy.html").read_text()
+
+
+def test_adapter_as_start_is_merged(loralign: Any, guarded: Any, task: Path, kept: Path, tmp_path: Path) -> None:
+    """A second task on top of the first: the start is the merged model, which the new adapter names as its base."""
+    result = loralign(
+        "adapt", guarded.adapter, "--data", task, "--alignment_data", kept, "--guard", "none", "--output_dir", "out",
+        "--json", *QUICK,
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    config = json.loads((tmp_path / "out/adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "out/start"
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "out/start")
+    weight = "model.layers.0.self_attn.q_proj.weight"
+    start = AutoModelForCausalLM.from_pretrained(json.loads((guarded.directory / "run.json").read_text())["model"])
+    merged = PeftModel.from_pretrained(start, guarded.adapter).merge_and_unload()
+    torch.testing.assert_close(
+        base.state_dict()[weight].float(), merged.state_dict()[weight].float(), atol=1e-6, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("method", ["fisher", "random", "scale"])
+def test_repair_lowers_drift_and_keeps_the_rank(
+    loralign: Any, guarded: Any, kept: Path, task: Path, tmp_path: Path, method: str
+) -> None:
+    result = loralign(
+        "repair", guarded.adapter, "--subspace", guarded.directory / "subspace", "--method", method, "--probe", kept,
+        "--task", task, "-o", "out", "--json", "--judge", "2",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    run = json.loads(result.out.strip().splitlines()[-1])
+    assert run["drift_before"]["value"] > 0
+    assert set(run["task"]) == set(run["safety"]) == {"base", "before", "after"}
+    before, after = (load_file(path / "adapter_model.safetensors") for path in (guarded.adapter, tmp_path / "out"))
+    assert {name: one.shape for name, one in before.items()} == {name: one.shape for name, one in after.items()}
+    if method == "scale":
+        assert run["drift_after"]["value"] == 0
+    else:
+        assert any(not torch.equal(before[name], after[name]) for name in before)
+    shown = loralign("repair", guarded.adapter, "--subspace", guarded.directory / "subspace", "--strength", "0.5",
+                     "--method", method, "--probe", kept, "-o", "out2")  # fmt: skip
+    assert "strength 0.50" in shown.out
+
+
+def test_repair_within_a_budget(loralign: Any, guarded: Any, kept: Path) -> None:
+    words = ("repair", guarded.adapter, "--subspace", guarded.directory / "subspace", "--probe", kept, "--json")
+    free = json.loads(loralign(*words, "--strength", "0", "-o", "a").out.strip().splitlines()[-1])
+    whole = json.loads(loralign(*words, "--strength", "1", "-o", "b").out.strip().splitlines()[-1])
+    budget = (free["report"]["drift_after"] + whole["report"]["drift_after"]) / 2
+    found = json.loads(loralign(*words, "--drift-budget", str(budget), "-o", "c").out.strip().splitlines()[-1])
+    assert found["report"]["met"] is True
+    assert found["drift_after"]["value"] <= budget
+    assert 0 < found["report"]["strength"] < 1
+
+
+def _refused(result: Any, *words: str) -> None:
+    assert result.code == 2, result.out + result.err
+    lines = [line for line in result.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.err
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+class TestFaults:
+    def test_no_refusals(self, loralign: Any, model: Path, task: Path, tmp_path: Path) -> None:
+        only_safe = write_alignment(tmp_path / "safe.jsonl", labels=("safe",))
+        result = loralign("adapt", model, "--data", task, "--alignment_data", only_safe, "--output_dir", "out", *QUICK)
+        _refused(result, "no refusals", "safe.jsonl")
+        assert not (tmp_path / "out").exists()
+        _refused(loralign("fisher", model, "--data", only_safe, "-o", "out", *FISHER), "no refusals")
+        assert not (tmp_path / "out").exists()
+
+    def test_too_few_samples(self, loralign: Any, model: Path, kept: Path, tmp_path: Path) -> None:
+        few = ("--target-modules", "q_proj", "--samples", "2", "--rank", "32")
+        _refused(loralign("fisher", model, "--data", kept, "-o", "out", *few), "2 samples", "agree")
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("budget", ["0", "-1", "nan"])
+    def test_budget(self, loralign: Any, model: Path, task: Path, kept: Path, tmp_path: Path, budget: str) -> None:
+        words = ("--data", task, "--alignment_data", kept, "--output_dir", "out", f"--drift_budget={budget}")
+        _refused(loralign("adapt", model, *words, *QUICK), "budget")
+        assert not (tmp_path / "out").exists()
+
+    def test_repair_budget(self, loralign: Any, guarded: Any, kept: Path, tmp_path: Path) -> None:
+        words = ("repair", guarded.adapter, "--subspace", guarded.directory / "subspace", "--probe", kept, "-o", "out")
+        _refused(loralign(*words, "--drift-budget=-1"), "budget")
+        _refused(loralign(*words, "--strength", "1.5"), "1.5")
+        _refused(loralign(*words, "--method", "fischer"), "fisher")
+        assert not (tmp_path / "out").exists()
+
+    def test_subspace_of_other_layers(self, loralign: Any, guarded: Any, model: Path, task: Path, kept: Path) -> None:
+        words = ("--data", task, "--alignment_data", kept, "--guard", guarded.directory / "subspace", *QUICK)
+        _refused(
+            loralign("adapt", model, *words, "--output_dir", "a", "--lora_target_modules", "up_proj"), "covers none"
+        )
+        _refused(
+            loralign("adapt", model, *words, "--output_dir", "b", "--lora_target_modules", "q_proj", "up_proj"),
+            "lacks",
+            "up_proj",
+        )
+
+    def test_altered_subspace(self, loralign: Any, guarded: Any, tmp_path: Path) -> None:
+        import shutil
+
+        copy = tmp_path / "copy"
+        shutil.copytree(guarded.directory / "subspace", copy)
+        file = copy / "subspace.safetensors"
+        file.write_bytes(file.read_bytes()[:-8])
+        _refused(loralign("fisher", "show", copy), "truncated or was altered")
+
+    def test_no_task(self, loralign: Any, model: Path, kept: Path, tmp_path: Path) -> None:
+        _refused(loralign("adapt", model, "--alignment_data", kept, "--output_dir", "out"), "--data")
+        faulty = write_task(tmp_path / "task.jsonl", messages=[])
+        _refused(loralign("adapt", model, "--data", faulty, "--output_dir", "out", *QUICK), "task.jsonl:2")
+        assert not (tmp_path / "out").exists()
+
+    def test_unknown_key(self, loralign: Any, model: Path, task: Path) -> None:
+        _refused(loralign("adapt", model, "--data", task, "--lambda_aligment", "1"), "did you mean --lambda_alignment?")
+
+
+def test_probe_in_the_training_data_is_told(
+    loralign: Any, model: Path, kept: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [json.loads(line) for line in kept.read_text().splitlines()]
+    (tmp_path / "task.jsonl").write_text(
+        "".join(json.dumps({"messages": row["prompt"] + row["completion"]}) + "\n" for row in rows)
+    )
+    result = loralign(
+        "adapt", model, "--data", "task.jsonl", "--alignment_data", kept, "--guard", "none", "--output_dir", "out",
+        *QUICK,
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert json.loads((tmp_path / "out/run.json").read_text())["data"]["probe_prompts_in_training"] >= 4
+    assert any("are in the training data" in record.getMessage() for record in caplog.records)
+
+
+def test_align_takes_a_guard(loralign: Any, model: Path, data: Path, kept: Path, tmp_path: Path) -> None:
+    from tests.cli.conftest import SMALL
+
+    result = loralign(
+        "align", "--model", model, "--data", data, "--guard", "auto", "--alignment_data", kept, "--guard_mode",
+        "project", "--probe_every", "1", "--output_dir", "out", *SMALL,
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    records = [json.loads(line) for line in (tmp_path / "out/guard.jsonl").read_text().splitlines()]
+    assert [one["share"] < 1e-9 for one in records if one["kind"] == "probe"] == [True] * 3
+    assert (tmp_path / "out/subspace").is_dir()
+    assert (tmp_path / "out/geometry.jsonl").is_file()
