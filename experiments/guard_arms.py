@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from guard_peers import KlToStartTrainer, L2ToStart
-from guard_scoring import Judge, Scoring
+from guard_scoring import Judge, Scoring, UntilAligned
 from peft import LoraConfig
 from trl import SFTConfig
 
@@ -43,7 +43,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "kl": {"guard_mode": "measure"},
     "+alignment": {**NONE, "lambda_alignment": 0.25},
     "+stability": {**NONE, "lambda_alignment": 0.25, "lambda_stability": 0.5},
-    "+overlap": {**FULL, "collision_alpha": 1.0},
+    "+overlap": {**FULL, "lambda_collision": 0.05, "collision_alpha": 1.0},
     "full": FULL,
     "full, strong": {"lambda_alignment": 25.0, "lambda_stability": 0.5, "lambda_collision": 10.0},
     "full, budget": {**FULL, "drift_budget": 0.05},
@@ -98,9 +98,15 @@ def make_start(arguments: argparse.Namespace) -> None:
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     loaded = load_model()
-    kept = load_alignment_data("builtin", split="train").select_columns(["prompt", "completion"])
+    kept = load_alignment_data("builtin", split="train")
+    unsafe = kept.filter(lambda row: row["label"] == "unsafe")
     alpaca = load_task(str(arguments.data / "tasks/alpaca_train.jsonl")).select(range(arguments.answers))
-    rows = concatenate_datasets([kept, *[Dataset.from_list(list(alpaca.select_columns(["prompt", "completion"])))]])
+    columns = ["prompt", "completion"]
+    # Refusals three times over, so that they are as many as the answers.
+    parts = [unsafe, unsafe, kept, alpaca]
+    rows = Dataset.from_list([row for part in parts for row in part.select_columns(columns)])
+    judge = Judge(arguments, loaded)
+    enough = UntilAligned(judge, arguments.start_every, refusal=0.92, over_refusal=0.18)
     trainer = GuardedSFTTrainer(
         model=loaded.model,
         args=training_config(
@@ -109,11 +115,12 @@ def make_start(arguments: argparse.Namespace) -> None:
             0,
             max_steps=arguments.start_steps,
             per_device_train_batch_size=16,
-            lr_scheduler_type="linear",
+            learning_rate=arguments.start_rate,
         ),
         train_dataset=rows.shuffle(seed=0),
         processing_class=loaded.tokenizer,
         peft_config=lora(),
+        callbacks=[enough],
     )
     trainer.train()
     save_adapter(trainer.model, loaded.tokenizer, portable_base_name(loaded.source.name), out / "start.adapter")
@@ -126,9 +133,9 @@ def make_start(arguments: argparse.Namespace) -> None:
     )
     subspace = estimate_fisher(start.model, samples, rank=arguments.subspace_rank, max_length=arguments.max_length)
     subspace.save(out / "subspace")
-    judge = Judge(arguments, start)
-    write_json(out / "start.json", {"scores": judge.safety(start.model), "steps": arguments.start_steps})
-    print(json.dumps(judge.summary(start.model)))
+    scores = judge.safety(start.model)
+    write_json(out / "start.json", {"scores": scores, "steps": trainer.state.global_step, "course": enough.course})
+    print(scores["refusal"], scores["over_refusal"])
 
 
 def run_cell(arguments: argparse.Namespace, task: str, arm: str, seed: int, target: Path) -> None:
@@ -143,7 +150,7 @@ def run_cell(arguments: argparse.Namespace, task: str, arm: str, seed: int, targ
         balanced(load_alignment_data("builtin", split="validation"), 40), start.tokenizer, arguments.max_length
     )
     judge = Judge(arguments, start, task=task, probe=probe)
-    scoring = Scoring(judge, arguments.at)
+    scoring = Scoring(judge, arguments.at, subspace)
     options: dict[str, Any] = {
         "model": start.model,
         "args": training_config(target.with_suffix(".work"), arguments, seed),
@@ -285,7 +292,9 @@ def main() -> None:
         command.add_argument("--data", type=Path, required=True, help="directory with tasks/ and safety/")
         command.add_argument("--max-length", type=int, default=128)
         command.add_argument("--steps", type=int, default=60)
-        command.add_argument("--start-steps", type=int, default=80)
+        command.add_argument("--start-steps", type=int, default=200, help="at most")
+        command.add_argument("--start-every", type=int, default=20, help="steps between two looks at the refusals")
+        command.add_argument("--start-rate", type=float, default=5e-4)
         command.add_argument("--answers", type=int, default=400, help="Alpaca answers that the start learns from")
         command.add_argument("--fisher-samples", type=int, default=96)
         command.add_argument("--subspace-rank", type=int, default=32)

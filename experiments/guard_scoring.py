@@ -101,11 +101,37 @@ class Judge:
         return sum(read(one) == read(right) for one, right in zip(answers, wanted, strict=True)) / len(wanted)
 
 
+class UntilAligned(TrainerCallback):
+    """Stops a training as soon as enough unsafe prompts and not too many safe ones are refused.
+
+    Args:
+        judge: with the prompts.
+        every: steps between two looks.
+        refusal: share of unsafe prompts wanted.
+        over_refusal: share of safe prompts that is still bearable.
+    """
+
+    def __init__(self, judge: Judge, every: int, refusal: float, over_refusal: float) -> None:
+        self.judge, self.every, self.refusal, self.over_refusal = judge, every, refusal, over_refusal
+        self.course: list[dict[str, float]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Look, if it is time."""
+        if state.global_step % self.every == 0:
+            found = self.judge.safety(kwargs["model"])
+            point = {"step": state.global_step, "refusal": found["refusal"], "over_refusal": found["over_refusal"]}
+            self.course.append(point)
+            print(point, flush=True)
+            enough = found["refusal"] >= self.refusal and found["over_refusal"] <= self.over_refusal
+            control.should_training_stop = control.should_training_stop or enough
+        return control
+
+
 class Scoring(TrainerCallback):
     """Scores the model after the given steps, and times the steps themselves."""
 
-    def __init__(self, judge: Judge, at: list[int]) -> None:
-        self.judge, self.at, self.points = judge, at, []
+    def __init__(self, judge: Judge, at: list[int], subspace: AlignmentSubspace | None = None) -> None:
+        self.judge, self.at, self.subspace, self.points = judge, at, subspace, []
         self._steps: list[float] = []
         self._began = 0.0
 
@@ -124,7 +150,7 @@ class Scoring(TrainerCallback):
         if state.global_step in self.at:
             model, random = kwargs["model"], torch.get_rng_state()
             model.eval()
-            self.points.append({"step": state.global_step, "scores": self.judge.summary(model)})
+            self.points.append({"step": state.global_step, "scores": self.judge.summary(model, self.subspace)})
             model.train()
             torch.set_rng_state(random)
         self._began = time.perf_counter()

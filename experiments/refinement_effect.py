@@ -47,7 +47,8 @@ class Task:
 
     def batch(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """Six pairs as ``[chosen; rejected]`` rows, completion masks, objective ids."""
-        rows = self.order[6 * number : 6 * number + 6]
+        first = 6 * (number % (len(self.order) // 6))
+        rows = self.order[first : first + 6]
         ids = torch.full((12, self.length), self.pad)
         completion = torch.zeros(12, self.length, dtype=torch.bool)
         for half, side in enumerate(("chosen_ids", "rejected_ids")):

@@ -100,15 +100,19 @@ def test_fisher_estimates_shows_and_draws(loralign: Any, model: Path, kept: Path
     assert "Fisher" in (tmp_path / "energy.html").read_text()
 
 
-def test_adapter_as_start_is_merged(loralign: Any, guarded: Any, task: Path, kept: Path, tmp_path: Path) -> None:
+def test_adapter_as_start_is_merged(
+    loralign: Any, guarded: Any, task: Path, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A second task on top of the first: the start is the merged model, which the new adapter names as its base."""
+    monkeypatch.setenv("LORALIGN_CACHE", str(tmp_path / "cache"))
+    assert loralign("fisher", guarded.adapter, "--data", kept, "-o", "found", *FISHER).code == 0
     result = loralign(
-        "adapt", guarded.adapter, "--data", task, "--alignment_data", kept, "--guard", "none", "--output_dir", "out",
+        "adapt", guarded.adapter, "--data", task, "--alignment_data", kept, "--guard", "found", "--output_dir", "out",
         "--json", *QUICK,
     )  # fmt: skip
     assert result.code == 0, result.err
     config = json.loads((tmp_path / "out/adapter/adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "out/start"
+    assert config["base_model_name_or_path"] == str(tmp_path / "out/start")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "out/start")
     weight = "model.layers.0.self_attn.q_proj.weight"
     start = AutoModelForCausalLM.from_pretrained(json.loads((guarded.directory / "run.json").read_text())["model"])
@@ -161,6 +165,35 @@ def _refused(result: Any, *words: str) -> None:
 
 
 class TestFaults:
+    def test_nothing_is_cleared_that_the_run_needs(
+        self, loralign: Any, guarded: Any, model: Path, task: Path, kept: Path, tmp_path: Path
+    ) -> None:
+        import shutil
+
+        shutil.copytree(guarded.directory, tmp_path / "runs")
+        words = ("--data", task, "--alignment_data", kept, "--output_dir", "runs", "--overwrite", "true", *QUICK)
+        _refused(loralign("adapt", model, *words, "--guard", "runs/subspace"), "runs/subspace", "needs")
+        _refused(loralign("adapt", "runs/adapter", *words), "runs/adapter", "needs")
+        assert (tmp_path / "runs/subspace").is_dir()
+        # A fault that shows late leaves an earlier run as it was, too.
+        _refused(loralign("adapt", "no-such-model", *words), "no-such-model")
+        assert json.loads((tmp_path / "runs/run.json").read_text())["status"] == "finished"
+
+    def test_task_files_of_two_forms(self, loralign: Any, model: Path, task: Path, kept: Path, tmp_path: Path) -> None:
+        (tmp_path / "text.jsonl").write_text('{"text": "plain"}\n' * 4)
+        words = ("--data", task, "text.jsonl", "--alignment_data", kept, "--output_dir", "out", *QUICK)
+        _refused(loralign("adapt", model, *words), "text.jsonl", "completion")
+        assert not (tmp_path / "out").exists()
+
+    def test_budget_without_a_guard(self, loralign: Any, model: Path, task: Path, data: Path) -> None:
+        words = ("--guard", "none", "--drift_budget", "0.1")
+        _refused(loralign("adapt", model, "--data", task, *words), "needs a guard")
+        _refused(loralign("align", "--model", model, "--data", data, *words), "needs a guard")
+
+    def test_recipe_values(self, loralign: Any, model: Path, task: Path, tmp_path: Path) -> None:
+        (tmp_path / "recipe.yaml").write_text(f"data: {task}\nprobe_samples: 6.5\n")
+        _refused(loralign("adapt", model, "--config", "recipe.yaml"), "probe_samples", "6.5")
+
     def test_no_refusals(self, loralign: Any, model: Path, task: Path, tmp_path: Path) -> None:
         only_safe = write_alignment(tmp_path / "safe.jsonl", labels=("safe",))
         result = loralign("adapt", model, "--data", task, "--alignment_data", only_safe, "--output_dir", "out", *QUICK)

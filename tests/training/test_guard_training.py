@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from loralign.errors import AdapterError, ConfigError, StateError
-from loralign.guard import update_shares
+from loralign.guard import estimate_fisher, update_shares
 from loralign.lora import canonical_name, lora_layers
 from loralign.training import GuardCallback, GuardConfig, GuardData, GuardedSFTTrainer, GuardEngine
 from tests.evaluation import models
@@ -242,6 +242,60 @@ def test_log_has_the_guards_numbers(tmp_path: Path) -> None:
     assert [record["step"] for record in records(tmp_path, "train")] == [0, 1, 2, 3]
 
 
+def test_reestimation_keeps_to_the_adapters_layers(tmp_path: Path) -> None:
+    """A subspace of more layers than the adapter's: a resumed run finds the layers of its checkpoint."""
+    held = estimate_fisher(
+        models.build("llama"), guard_runs.completions(16), rank=3, min_agreement=0.0, show_progress=False
+    )
+    assert len(held.layers) > 6
+    data = GuardData(probe=PROBE.probe, alignment=guard_runs.completions(16))
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    config = GuardConfig(**STRONG, reestimate_every=1)
+    whole = guard_runs.train(guard_runs.trainer(tmp_path / "a", config, held=held, data=data, **options))
+    cut = guard_runs.trainer(tmp_path / "b", config, held=held, data=data, **options)
+    cut.add_callback(_StopAt(2))
+    cut.train()
+    resumed = guard_runs.trainer(tmp_path / "b", config, held=held, data=data, **options)
+    found = guard_runs.train(resumed, resume_from_checkpoint=True)
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    assert [one["step"] for one in records(tmp_path / "b", "reestimate")] == [0, 1, 2, 3]
+
+
+def test_reestimation_that_fails_is_told_and_survived(tmp_path: Path) -> None:
+    held = guard_runs.subspace(rank=3)
+    data = GuardData(alignment=guard_runs.completions(1))
+    one = guard_runs.trainer(tmp_path, GuardConfig(reestimate_every=2), held=held, data=data)
+    one.train()
+    assert [record["code"] for record in records(tmp_path, "warning")] == ["not_reestimated", "not_reestimated"]
+
+
+def test_held_back_loss_is_watched(tmp_path: Path) -> None:
+    """With a rate that ruins the task while the budget holds, the run is told to be safe but useless."""
+    held = guard_runs.subspace(rank=3)
+    data = GuardData(probe=PROBE.probe, held_back=guard_runs.completions(6, seed=11))
+    config = GuardConfig(drift_budget=50.0, probe_every=1)
+    one = guard_runs.trainer(tmp_path, config, held=held, data=data, learning_rate=2.0, max_steps=6)
+    one.train()
+    losses = [record["loss"] for record in records(tmp_path, "task")]
+    assert losses[-1] > losses[0] + 0.02
+    assert "safe_but_useless" in [record["code"] for record in records(tmp_path, "warning")]
+
+
+def test_skipped_step_is_not_acted_on() -> None:
+    """What a gradient scaler has skipped must not be followed by a penalty's step."""
+    held = guard_runs.subspace()
+    model = get_peft_model(models.build("llama"), LoraConfig(**guard_runs.LORA))
+    engine = GuardEngine(model, held, GuardConfig(guard_mode="project"))
+    with torch.no_grad():
+        for layer in engine.layers:
+            layer.B.normal_()
+    before = [layer.B.detach().clone() for layer in engine.layers]
+    assert engine.finish_step(0, stepped=False) == []
+    assert all(torch.equal(layer.B, factor) for layer, factor in zip(engine.layers, before, strict=True))
+    engine.finish_step(1)
+    assert not any(torch.equal(layer.B, factor) for layer, factor in zip(engine.layers, before, strict=True))
+
+
 class TestFaults:
     def test_adapter_that_is_not_fresh(self, tmp_path: Path) -> None:
         one = guard_runs.trainer(tmp_path, held=guard_runs.subspace())
@@ -268,7 +322,7 @@ class TestFaults:
                 parameter.mul_(1.01)
         peft_model = get_peft_model(model, LoraConfig(**guard_runs.LORA))
         with pytest.raises(StateError, match="other weights"):
-            GuardEngine(peft_model, guard_runs.subspace(), GuardConfig())
+            GuardCallback(guard_runs.subspace()).check(peft_model)
 
     def test_fp16_without_install(self, tmp_path: Path) -> None:
         callback = GuardCallback(guard_runs.subspace(), GuardConfig())
@@ -289,6 +343,7 @@ class TestFaults:
             ({"drift_budget": -1.0}, "budget"),
             ({"drift_budget": float("inf")}, "budget"),
             ({"drift_budget": 0.1, "probe_every": 0}, "probe_every"),
+            ({"drift_budget": 0.1, "guard_mode": "measure"}, "guard_mode"),
         ],
     )
     def test_settings(self, options: dict[str, Any], place: str) -> None:

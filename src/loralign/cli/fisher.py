@@ -22,8 +22,8 @@ def register(app: typer.Typer) -> None:
 
 def fisher(
     model: str = typer.Argument(None, help="A model or an alignment adapter; or the word show."),
-    directory: Path = typer.Argument(None, help="With show: the directory of a subspace."),
-    output: Path = typer.Option(None, "--output", "-o", help="Where the subspace goes."),
+    directory: Path | None = typer.Argument(None, help="With show: the directory of a subspace."),
+    output: Path | None = typer.Option(None, "--output", "-o", help="Where the subspace goes."),
     data: list[str] = typer.Option(["builtin"], "--data", help="Prompts with responses that must survive; repeatable."),
     generate: bool = typer.Option(
         False, "--generate", help="Let the model write the responses, and keep those that are as they should be."
@@ -43,7 +43,7 @@ def fisher(
     load_in_4bit: bool = typer.Option(False, "--load-in-4bit", help="Quantise the base."),
     revision: str = typer.Option(None, "--revision", help="Hub revision of the model."),
     seed: int = typer.Option(0, "--seed"),
-    picture: Path = typer.Option(None, "--picture", help="Draw the energy curves into this HTML file."),
+    picture: Path | None = typer.Option(None, "--picture", help="Draw the energy curves into this HTML file."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Estimate or show, then print every layer's rank and energy."""
@@ -56,6 +56,10 @@ def fisher(
         if directory is None:
             raise ConfigError("there is nothing to show", place="fisher show", fix="name the directory of a subspace")
         subspace = AlignmentSubspace.load(directory)
+    elif directory is not None:
+        raise ConfigError(
+            f"{directory} is one word too many", place="fisher", fix="name one model, or write show first"
+        )
     else:
         if output is None:
             raise ConfigError("the subspace has no place to go", place="--output", fix="name a new directory")

@@ -32,6 +32,7 @@ def repair(
     task: list[str] = typer.Option([], "--task", help="Task data, to say what the repair costs."),
     task_samples: int = typer.Option(64, "--task-samples", min=1, help="Task samples scored."),
     judge: int = typer.Option(0, "--judge", min=0, help="Probe prompts answered and judged; 0 is off."),
+    max_length: int = typer.Option(256, "--max-length", min=8, help="Longest sample in tokens."),
     model: str = typer.Option(None, "--model", help="The base; by default the one that the adapter names."),
     dtype: str = typer.Option("auto", "--dtype", help="Base weights: auto, float32, bfloat16 or float16."),
     seed: int = typer.Option(0, "--seed"),
@@ -61,6 +62,7 @@ def repair(
         task_data=task,
         task_samples=task_samples,
         judged_prompts=judge,
+        max_length=max_length,
         model=model,
         dtype=dtype,  # type: ignore[arg-type]
     )

@@ -19,9 +19,9 @@ from loralign.data.sources import Source, parse_sources
 from loralign.data.tables import Faults, RawTable, require_columns
 from loralign.errors import DataError
 
-Split = Literal["train", "validation", "all"]
-SPLITS = ("train", "validation", "all")
-"""Which rows can be asked for."""
+Split = Literal["train", "validation", "all", "held back"]
+SPLITS = ("train", "validation", "all", "held back")
+"""Which rows can be asked for; ``held back`` means validation rows where a source tells them apart, else all."""
 LABELS = ("unsafe", "safe")
 """What a prompt is: ``unsafe`` ones are to be refused, ``safe`` ones to be answered however they sound."""
 CATEGORIES = ("violence", "hate", "illegal activity", "explicit content", "privacy", "disinformation")
@@ -160,8 +160,13 @@ def _tables(source: Source, split: str, revision: str | None) -> Iterator[tuple[
     else:
         chosen = split
         parts = ["train", "validation"] if split == "all" and not _is_file(location) else [split]
+    if split == "held back":
+        parts = ["validation"]
     for part in parts:
         for table in read_source(location, wanted=_WANTED, split=part, revision=revision):
+            if chosen == "held back":
+                yield table, "validation" if "split" in table.columns else "all"
+                continue
             if chosen == "validation" and _is_file(location) and "split" not in table.columns:
                 # Read whole, it would silently be the same rows as those of the training split.
                 raise DataError(

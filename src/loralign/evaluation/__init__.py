@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from loralign.evaluation.answers import generate_answers
 from loralign.evaluation.bootstrap import Estimate
-from loralign.evaluation.losses import completion_losses, mean_estimate
+from loralign.evaluation.estimates import mean_estimate
 from loralign.evaluation.measures import LOWER_IS_BETTER, MEASURES
 from loralign.evaluation.pairs import PairScores
 from loralign.evaluation.preference import compare_scores, preference_scores
@@ -19,6 +19,7 @@ from loralign.evaluation.samples import SampleAnswer, generate_samples
 from loralign.evaluation.scores import ObjectiveScores, Scores, Worst
 from loralign.evaluation.scoring import score_pairs
 from loralign.evaluation.tokenising import tokenise_pairs
+from loralign.guard.losses import completion_losses
 
 __all__ = [
     "LOWER_IS_BETTER",

@@ -14,7 +14,7 @@ from loralign.guard.projection import project, update_shares
 from loralign.guard.proximal import proximal_step
 from loralign.guard.repair import repair
 from loralign.guard.repair_report import LayerRepair, RepairReport
-from loralign.guard.subspace import AlignmentSubspace, LayerSubspace, SubspaceInfo
+from loralign.guard.subspace import AlignmentSubspace, LayerSubspace, SubspaceInfo, soft_coefficients
 from loralign.guard.task_curvature import CurvatureFactor, TaskCurvature
 
 __all__ = [
@@ -41,5 +41,6 @@ __all__ = [
     "project",
     "proximal_step",
     "repair",
+    "soft_coefficients",
     "update_shares",
 ]

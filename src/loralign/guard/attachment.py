@@ -89,10 +89,12 @@ def _attach(model: Any, target_modules: str | Sequence[str]) -> None:
                 fix="name linear modules of the model, or use 'all-linear'",
             ) from error
     for module in model.modules():
-        weight = getattr(module.get_base_layer(), "weight", None) if isinstance(module, LoraLayer) else None
-        if weight is not None and weight.is_floating_point():
-            # It adds zero, so it need not compute in float32 as an adapter does that learns.
-            module.to(weight.dtype)
+        if isinstance(module, LoraLayer):
+            weight = getattr(module.get_base_layer(), "weight", None)
+            if weight is not None and weight.is_floating_point():
+                # It adds zero, so it need not compute in float32 as an adapter does that learns.
+                module.lora_A.to(weight.dtype)
+                module.lora_B.to(weight.dtype)
 
 
 def _detach(model: Any) -> None:

@@ -45,7 +45,8 @@ class FisherEstimation:
         self.device = model.get_input_embeddings().weight.device
         self.pad_id = _pad_id(model)
         self.halves = _halves(samples, options.seed)
-        batches = completion_batches(samples, options.batch_size, self.pad_id)
+        self.positions = getattr(model.config, "max_position_embeddings", None)
+        batches = completion_batches(samples, options.batch_size, self.pad_id, self.positions)
         self.batches = batches[self.process :: self.processes]
         self.max_new_tokens = max(len(sample.ids) - sample.prompt_length for sample in samples)
         self.capture = SampleCapture(model, self._consume)
@@ -59,7 +60,7 @@ class FisherEstimation:
         store = None if directory is None else FisherCheckpoint(directory, self._fingerprint(), self.process)
         if store is not None:
             self._resume(store)
-        passes = self.options.passes if self.sums.sketched else 1
+        passes = self.options.sketch_passes if self.sums.sketched else 1
         with tqdm(
             total=passes * sum(len(batch.rows) for batch in self.batches),
             initial=self.progress.samples,
@@ -129,6 +130,7 @@ class FisherEstimation:
             seed=self.options.seed,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             version=loralign.__version__,
+            passes=self.progress.passes,
         )
         return AlignmentSubspace(layers, info)
 
@@ -165,7 +167,7 @@ class FisherEstimation:
             pad_id=self.pad_id,
             seed=self.options.seed,
         )
-        (batch,) = completion_batches(drawn, len(drawn), self.pad_id)
+        (batch,) = completion_batches(drawn, len(drawn), self.pad_id, self.positions)
         return replace(batch, rows=[rows[position] for position in batch.rows])
 
     def _consume(self, index: int, x: Tensor, g: Tensor) -> None:

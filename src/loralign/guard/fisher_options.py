@@ -18,19 +18,22 @@ class FisherOptions:
 
     Attributes:
         kind: ``"empirical"``, on the data's responses, or ``"sampled"``, on the model's own: the true Fisher.
-        method: per layer, ``"exact"`` sums ``(m, m)``, ``"sketched"`` ``(m, w)``, ``"auto"`` the one that is no slower.
+        method: what is summed per layer. ``"exact"``: ``F (m, m)``. ``"sketched"``: ``F Θ (m, w)``, in two passes over
+            the data that make it agree with the exact one. ``"auto"``: ``F`` where that is no slower, else a sketch
+            from one pass, rougher, for a cost of less than half of the model's own.
         energy: share of ``tr F`` that each layer's subspace is to reach.
         min_rank: fewest directions of a layer.
         max_rank: most directions of a layer, also where they do not reach the energy.
         rank: a fixed number of directions in place of the energy.
-        oversampling: columns of the sketch beyond the largest rank.
-        passes: times that the data are gone through for the sketched layers. Every pass after the first uses the range
-            that the one before found, as a power iteration does, and costs as much again.
+        oversampling: columns of a sketch beyond the largest rank; by default 128 for ``"sketched"``, 64 for ``"auto"``.
+        passes: times that the data are gone through for the sketched layers; by default 2 for ``"sketched"`` and 1 for
+            ``"auto"``. Every pass after the first multiplies by ``F`` the range that the one before found, as a power
+            iteration does, and costs as much again.
         batch_size: samples in one backward pass.
         max_length: most tokens of prompt and response together.
         reduction: of a sample's loss over its response tokens.
         min_agreement: least mean squared cosine between the subspaces of the two halves of the samples, on average over
-            layers; below it the samples are too few.
+            layers; below it the samples are too few. By default that of angles of 60°.
         seed: of the halves, the test matrices and the sampled responses.
 
     Raises:
@@ -43,8 +46,8 @@ class FisherOptions:
     min_rank: int = 4
     max_rank: int = 64
     rank: int | None = None
-    oversampling: int = 64
-    passes: int = 1
+    oversampling: int | None = None
+    passes: int | None = None
     batch_size: int = 8
     max_length: int = 256
     reduction: Reduction = "mean"
@@ -74,6 +77,11 @@ class FisherOptions:
         """Most directions that any layer can have."""
         return self.max_rank if self.rank is None else self.rank
 
+    @property
+    def sketch_passes(self) -> int:
+        """Passes over the data where any layer is sketched."""
+        return (1 if self.method == "auto" else 2) if self.passes is None else self.passes
+
     def least_rank(self, rows: int) -> int:
         """Fewest directions that a layer with ``rows`` outputs must have."""
         return min(rows, self.min_rank if self.rank is None else self.rank)
@@ -84,7 +92,8 @@ class FisherOptions:
         For tokens ``T``, exact sums take ``T·m·(T + m)`` multiplications and sketched ones ``T·(T·(m + w) + 2·m·w)``,
         the trace included, so that up to ``m = 2w`` a sketch saves nothing.
         """
-        width = self.largest_rank + self.oversampling
+        own = self.oversampling
+        width = self.largest_rank + ((64 if self.method == "auto" else 128) if own is None else own)
         if self.method == "exact" or width >= rows or (self.method == "auto" and rows <= 2 * width):
             return None
         return width

@@ -36,8 +36,12 @@ class LayerIdentity:
 
 
 def model_name(model: nn.Module) -> str | None:
-    """The name or path that a transformers model was loaded from, if it knows."""
-    return getattr(getattr(model, "config", None), "_name_or_path", None) or None
+    """The name or path that a transformers model was loaded from, if it knows.
+
+    A model that loralign merged from an adapter has a name of its own, by its content.
+    """
+    config = getattr(model, "config", None)
+    return getattr(config, "loralign_start", None) or getattr(config, "_name_or_path", None) or None
 
 
 def model_revision(model: nn.Module) -> str | None:

@@ -77,6 +77,7 @@ class SubspaceInfo:
         seed: of the halves, the test matrices and the samples.
         created: date and time, ISO 8601, UTC.
         version: of loralign.
+        passes: over the data.
     """
 
     model: str | None
@@ -94,6 +95,7 @@ class SubspaceInfo:
     seed: int
     created: str
     version: str
+    passes: int = 1
 
 
 def soft_coefficients(eigenvalues: Tensor, projection: Projection) -> Tensor:

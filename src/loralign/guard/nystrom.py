@@ -9,7 +9,7 @@ from loralign.lora.factors import fixed_signs
 
 _Pairs = tuple[Tensor, Tensor]
 # Rows above which a whole matrix is not decomposed completely.
-_COMPLETE = 256
+_COMPLETE = 1024
 
 
 def gaussian_test_matrix(rows: int, width: int, seed: int) -> Tensor:
@@ -25,7 +25,9 @@ def gaussian_test_matrix(rows: int, width: int, seed: int) -> Tensor:
     return frame.to(torch.bfloat16).float()
 
 
-def leading_eigenvectors(moment: Tensor, test: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
+def leading_eigenvectors(
+    moment: Tensor, test: Tensor | None, count: int, work: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
     """Leading eigenvectors and eigenvalues of a positive semi-definite ``F (m, m)``.
 
     From ``F`` itself this is its eigendecomposition. From a sketch ``Y = F Θ`` it is that of the Nyström approximation
@@ -38,18 +40,19 @@ def leading_eigenvectors(moment: Tensor, test: Tensor | None, count: int) -> tup
         moment: ``F (m, m)``, or ``Y (m, w)`` where a test matrix is given, in the dtype of its sums.
         test: ``Θ (m, w)``, or ``None``.
         count: the most pairs to return; none are that rounding cannot tell from zero.
+        work: dtype to compute in; float32 is good for three digits.
 
     Returns:
-        ``U (m, q)`` with orthonormal columns, signs fixed, and the eigenvalues ``(q,)``, descending, both float64.
+        ``U (m, q)`` with orthonormal columns, signs fixed, and the eigenvalues ``(q,)``, descending.
     """
     resolution = 8 * len(moment) ** 0.5 * torch.finfo(moment.dtype).eps
-    work = moment.double()
+    matrix = moment.to(work)
     if test is not None:
-        values, vectors = _sketched(work, test.double(), count, resolution)
-    elif len(work) > max(_COMPLETE, 4 * count):
-        values, vectors = _krylov(work, count)
+        values, vectors = _sketched(matrix, test.to(work), count, resolution)
+    elif len(matrix) > max(_COMPLETE, 4 * count):
+        values, vectors = _krylov(matrix, count, max(10 * torch.finfo(moment.dtype).eps, 100 * torch.finfo(work).eps))
     else:
-        values, vectors = _whole(work)
+        values, vectors = _whole(matrix)
     kept = min(count, int((values > values[:1].clamp_min(0) * resolution).sum()))
     vectors = vectors[:, :kept]
     return vectors * fixed_signs(vectors) if kept else vectors, values[:kept]
@@ -78,13 +81,14 @@ def _times_inverse_root(left: Tensor, core: Tensor, shift: Tensor) -> Tensor:
     """``left · R`` with ``R Rᵀ = core⁻¹``, or the pseudo-inverse where rounding has made the core indefinite."""
     triangle, failure = torch.linalg.cholesky_ex(core)
     if int(failure) == 0:
-        return torch.linalg.solve_triangular(triangle.mT, left, upper=True, left=False)
+        solved: Tensor = torch.linalg.solve_triangular(triangle.mT, left, upper=True, left=False)
+        return solved
     values, vectors = _whole(core)
     sound = values > shift / 2
     return left @ (vectors[:, sound] / values[sound].sqrt())
 
 
-def _krylov(matrix: Tensor, count: int, tolerance: float = 1e-9, depth: int = 4, restarts: int = 40) -> _Pairs:
+def _krylov(matrix: Tensor, count: int, tolerance: float, depth: int = 4, restarts: int = 40) -> _Pairs:
     """Leading eigenpairs by restarted block Krylov iteration with Rayleigh-Ritz.
 
     Each restart spans ``[V, F V, …, F^depth V]`` from the Ritz vectors of the one before, until the residual of every

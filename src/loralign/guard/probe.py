@@ -110,7 +110,7 @@ class ProbeSet:
         """
         limit = getattr(model.config, "max_position_embeddings", None)
         batches = completion_batches(self.completions, self.batch_size, self.pad_id, limit)
-        with _evaluating(model):
+        with evaluating(model):
             head = OutputHead(model)
             states = _hidden(head, batches)
             labels, owners = _targets(batches)
@@ -135,7 +135,7 @@ class ProbeSet:
         """
         start = self._cached()
         labels, owners = _targets(start.batches)
-        with _evaluating(model):
+        with evaluating(model):
             head = OutputHead(model)
             states = _hidden(head, start.batches)
             found = []
@@ -237,7 +237,7 @@ def _check_head(found: Tensor, expected: Tensor) -> None:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Switch dropout off; every module gets its own training flag back."""
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from loralign.data.completions import Completion, CompletionBatch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from loralign.capture.sketch import sketch_seed
+from loralign.data.completions import Completion, CompletionBatch
 
 # Draws of responses have streams of their own beside those of test matrices.
 _RESPONSES = 1
@@ -31,19 +32,15 @@ def response_losses(model: Any, batch: CompletionBatch, reduction: str = "mean")
     wanted = batch.labels[:, 1:] != -100
     rows, positions = wanted.nonzero(as_tuple=True)
     head = model.get_output_embeddings()
-
-    def keep_wanted(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (arguments[0][rows, positions][None], *arguments[1:])
-
     # A probe on the output embedding itself must see the samples apart.
     deferred = not isinstance(head, BaseTunerLayer)
-    hook = head.register_forward_pre_hook(keep_wanted) if deferred else None
-    try:
+
+    def pick(states: Tensor) -> Tensor:
+        return states[rows.to(states.device), positions.to(states.device)]
+
+    with _only(head, lambda states: pick(states)[None] if deferred else states):
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-    finally:
-        if hook is not None:
-            hook.remove()
-    logits = logits[0] if deferred else logits[rows, positions]
+    logits = (logits[0] if deferred else pick(logits)).to(batch.labels.device)
     losses = nn.functional.cross_entropy(
         logits if logits.dtype == torch.float64 else logits.float(), batch.labels[:, 1:][wanted], reduction="none"
     )
@@ -89,11 +86,12 @@ def sample_responses(
     cache: Any = None
     while open_rows:
         positions = (mask.cumsum(dim=1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-        output = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        )
+        with _only(model.get_output_embeddings(), lambda states: states[:, -1:]):
+            output = model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            )
         cache = output.past_key_values
-        chances = output.logits[:, -1].float().softmax(dim=-1)
+        chances = output.logits[:, -1].to(device).float().softmax(dim=-1)
         ids = torch.full((len(prompts), 1), pad_id, device=device)
         for row in sorted(open_rows):
             token = int(torch.multinomial(chances[row], 1, generator=streams[row]))
@@ -104,6 +102,20 @@ def sample_responses(
         mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
     pairs = zip(completions, prompts, drawn, strict=True)
     return [replace(completion, ids=prompt + response) for completion, prompt, response in pairs]
+
+
+@contextlib.contextmanager
+def _only(head: nn.Module, select: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Hand the output embedding only some of the hidden states ``(rows, tokens, d)``."""
+
+    def narrow(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (select(arguments[0]), *arguments[1:])
+
+    hook = head.register_forward_pre_hook(narrow)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _end_tokens(model: Any) -> set[int]:

@@ -69,13 +69,15 @@ def load_subspace(directory: Path) -> tuple[dict[str, LayerSubspace], SubspaceIn
     path = directory / TENSORS_FILE
     if not path.is_file():
         raise _missing(directory, path)
-    if _file_digest(path) != document["tensors"]["sha256"]:
-        raise StateError("the file is truncated or was altered", place=str(path), fix=_AGAIN)
     try:
+        if _file_digest(path) != document["tensors"]["sha256"]:
+            raise _damaged(path)
         tensors = load_file(path)
         layers = {name: _layer(name, entry, tensors) for name, entry in document["layers"].items()}
         info = SubspaceInfo(**{field.name: document["info"][field.name] for field in fields(SubspaceInfo)})
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        if not layers:
+            raise ValueError("it has no layers")
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise StateError(f"cannot be read as a subspace: {error}", place=str(directory), fix=_AGAIN) from error
     return layers, info
 
@@ -85,7 +87,7 @@ def _read_document(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise _missing(directory, path)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except (OSError, ValueError) as error:
         raise StateError(f"is not JSON: {error}", place=str(path), fix=_AGAIN) from error
     if not isinstance(document, dict) or document.get("format") != "loralign.subspace":
@@ -99,8 +101,12 @@ def _read_document(directory: Path) -> dict[str, Any]:
         )
     stated = document.pop("sha256", None)
     if stated != _document_digest(document):
-        raise StateError("the file is truncated or was altered", place=str(path), fix=_AGAIN)
+        raise _damaged(path)
     return document
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
 
 
 def _layer(name: str, entry: dict[str, Any], tensors: dict[str, torch.Tensor]) -> LayerSubspace:
@@ -110,6 +116,10 @@ def _layer(name: str, entry: dict[str, Any], tensors: dict[str, torch.Tensor]) -
     return LayerSubspace(
         basis, eigenvalues, float(entry["trace"]), int(entry["columns"]), entry["half_agreement"], entry["weights"]
     )
+
+
+def _damaged(path: Path) -> StateError:
+    return StateError("the file is truncated or was altered", place=str(path), fix=_AGAIN)
 
 
 def _missing(directory: Path, path: Path) -> StateError:

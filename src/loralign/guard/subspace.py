@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,6 +146,27 @@ class AlignmentSubspace:
             raise ConfigError(f"rank {rank} must be at least 1")
         layers = {name: layer.truncated(rank) for name, layer in self.layers.items()}
         return AlignmentSubspace(layers, replace(self.info, energy=None, half_agreement=None))
+
+    def restricted(self, names: Collection[str]) -> AlignmentSubspace:
+        """The same, of those layers only that are named; of all of them where none is.
+
+        Args:
+            names: canonical names.
+        """
+        layers = {name: layer for name, layer in self.layers.items() if name in names}
+        return self if not layers or len(layers) == len(self.layers) else AlignmentSubspace(layers, self.info)
+
+    def with_ranks(self, ranks: Mapping[str, int]) -> AlignmentSubspace:
+        """The same with at most the given number of directions in each of the named layers; the others are left out.
+
+        Args:
+            ranks: by canonical name.
+
+        Raises:
+            ConfigError: no layer is named.
+        """
+        layers = {name: layer.truncated(ranks[name]) for name, layer in self.layers.items() if name in ranks}
+        return AlignmentSubspace(layers, self.info)
 
     def random_like(self, seed: int) -> AlignmentSubspace:
         """A control: uniformly distributed (Haar) directions of the same ranks, with the same eigenvalues.

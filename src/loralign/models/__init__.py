@@ -5,7 +5,7 @@ from loralign.models.dtype import choose_dtype
 from loralign.models.loading import LoadedModel, load_model
 from loralign.models.registry import DEFAULT_MODEL
 from loralign.models.sources import KnownModel, ModelSource, known_models, resolve_model, weights_location
-from loralign.models.start import is_adapter, load_start, merge_adapter
+from loralign.models.start import is_adapter, keep_start, load_start, merge_adapter, merged_model
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -16,11 +16,13 @@ __all__ = [
     "choose_dtype",
     "inspect_adapter",
     "is_adapter",
+    "keep_start",
     "known_models",
     "load_adapter",
     "load_model",
     "load_start",
     "merge_adapter",
+    "merged_model",
     "portable_base_name",
     "resolve_model",
     "weights_location",

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import warnings
 from pathlib import Path
 
-from loralign.errors import AdapterError, ConfigError
+from loralign.errors import AdapterError, ConfigError, OutputError
 from loralign.files import atomic_directory
-from loralign.models.adapter import load_adapter
-from loralign.models.adapter_files import inspect_adapter
+from loralign.models.adapter import load_adapter, portable_base_name
+from loralign.models.adapter_files import AdapterInfo, inspect_adapter
 from loralign.models.dtype import DtypeName
+from loralign.models.gguf import cache_directory
 from loralign.models.loading import LoadedModel, load_model
+
+START_NAME = "loralign_start"
+"""Key of a merged model's configuration: its base and the digest of the adapter, the same wherever it is kept."""
 
 
 def is_adapter(name: str | Path | None) -> bool:
@@ -23,7 +29,7 @@ def merge_adapter(adapter: str | Path, target: Path) -> None:
 
     Args:
         adapter: a PEFT LoRA directory that names its base.
-        target: the model's directory; must not exist. Weights are saved in the precision that ``dtype="auto"`` loads.
+        target: the model's directory; must not exist.
 
     Raises:
         LoralignError: the adapter or its base cannot be loaded, or ``target`` cannot be written.
@@ -31,31 +37,44 @@ def merge_adapter(adapter: str | Path, target: Path) -> None:
     info = inspect_adapter(adapter)
     if info.base_model is None:
         raise AdapterError("the adapter does not name its base model", place=str(adapter), fix="save it again")
-    loaded = load_model(info.base_model, dtype="float32")
+    revision = info.config.get("revision")
+    loaded = load_model(info.base_model, dtype="float32", revision=revision if isinstance(revision, str) else None)
     model, tokenizer, _ = load_adapter(adapter, loaded)
     with warnings.catch_warnings():
         # PEFT leaves the adapter's configuration on the model that it unloads and warns of it later.
         warnings.filterwarnings("ignore", message=".*peft_config.*")
         merged = model.merge_and_unload()
+    setattr(merged.config, START_NAME, f"{portable_base_name(info.base_model)}+{_digest(info)}")
     with atomic_directory(target) as temporary:
         merged.save_pretrained(str(temporary))
         tokenizer.save_pretrained(str(temporary))
 
 
+def merged_model(adapter: str | Path) -> Path:
+    """The cached model of an adapter merged into its base, made if it was not before; named by the adapter's content.
+
+    Raises:
+        LoralignError: as :func:`merge_adapter`.
+    """
+    target = cache_directory() / "merged" / _digest(inspect_adapter(adapter))
+    if not (target / "config.json").is_file():
+        try:
+            merge_adapter(adapter, target)
+        except OutputError:
+            # Where two processes merge at once, the first to finish gives the directory its name.
+            if not (target / "config.json").is_file():
+                raise
+    return target
+
+
 def load_start(
-    name: str | None,
-    *,
-    merged: Path,
-    dtype: DtypeName = "auto",
-    load_in_4bit: bool = False,
-    revision: str | None = None,
+    name: str | None, *, dtype: DtypeName = "auto", load_in_4bit: bool = False, revision: str | None = None
 ) -> LoadedModel:
     """Load what a task adapter starts from.
 
     Args:
         name: a model as for :func:`load_model`, or the directory of an alignment adapter, which is merged into its
-            base first.
-        merged: where a merged model is kept; used again where it exists.
+            base first; the merged model is cached.
         dtype: type of the weights.
         load_in_4bit: quantise the linear layers.
         revision: of a hub model.
@@ -63,10 +82,36 @@ def load_start(
     Raises:
         LoralignError: as :func:`load_model` and :func:`merge_adapter`; a revision with an adapter.
     """
-    if not is_adapter(name):
+    if name is None or not is_adapter(name):
         return load_model(name, dtype=dtype, load_in_4bit=load_in_4bit, revision=revision)
     if revision is not None:
         raise ConfigError("an adapter names its base's revision itself", place="revision", fix="leave it out")
-    if not (merged / "config.json").is_file():
-        merge_adapter(str(name), merged)
-    return load_model(str(merged), dtype=dtype, load_in_4bit=load_in_4bit)
+    return load_model(str(merged_model(name)), dtype=dtype, load_in_4bit=load_in_4bit)
+
+
+def keep_start(loaded: LoadedModel, target: Path) -> str:
+    """The name of a start for an adapter to record: a merged model is copied to ``target`` first, out of the cache.
+
+    Args:
+        loaded: of :func:`load_start`.
+        target: where a merged model is kept; one of the same adapter that is there already stays.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    location = Path(loaded.source.location)
+    if cache_directory() / "merged" not in location.parents:
+        return portable_base_name(loaded.source.name)
+    if not target.exists():
+        with atomic_directory(target) as temporary:
+            shutil.copytree(location, temporary, dirs_exist_ok=True)
+    return str(target.resolve())
+
+
+def _digest(info: AdapterInfo) -> str:
+    """Of an adapter's weights and of what names its base."""
+    digest = hashlib.sha256(repr((info.base_model, info.config.get("revision"))).encode())
+    for file in sorted(info.path.glob("adapter_*")):
+        digest.update(file.name.encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]

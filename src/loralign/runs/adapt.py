@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from datasets import concatenate_datasets
-from torch import nn
 from transformers import PrinterCallback
 
-from loralign.data import load_task, overlap
+from loralign.data import overlap
 from loralign.data.completions import Completion
 from loralign.errors import DataError
-from loralign.evaluation import PhraseJudge, generate_answers, generate_samples
-from loralign.evaluation.answers import prompt_text
+from loralign.evaluation import generate_samples
 from loralign.files import write_json, write_text
-from loralign.guard import AlignmentSubspace
-from loralign.models import LoadedModel, load_start, portable_base_name
+from loralign.models import LoadedModel, keep_start, load_start
 from loralign.report import Adaptation, load_adaptation, render_adaptation
 from loralign.runs.adapt_card import adapt_card
 from loralign.runs.adapt_recipe import AdaptRecipe
 from loralign.runs.adapt_scores import AdaptScores, score_adaptation
-from loralign.runs.align import clear, save_adapter
-from loralign.runs.environment import describe_environment
+from loralign.runs.environment import describe_environment, onto_device
 from loralign.runs.guarding import (
     NONE,
     MustSurvive,
@@ -35,17 +29,28 @@ from loralign.runs.guarding import (
     describe_subspace,
     keep_subspace,
     load_must_survive,
-    open_subspace,
+    load_tasks,
+    make_guard,
     tokenised,
 )
-from loralign.runs.prepare import RUN_FILE, SUBSPACE, check_output, lora_config
+from loralign.runs.output import (
+    ADAPTER,
+    RUN_FILE,
+    START,
+    SUBSPACE,
+    check_inputs,
+    check_output,
+    clear,
+    save_adapter,
+)
+from loralign.runs.prepare import lora_config
 from loralign.runs.progress import RunProgress
-from loralign.training import GuardData, GuardedSFTTrainer, last_whole_checkpoint
+from loralign.training import GuardCallback, GuardedSFTTrainer, last_whole_checkpoint
 
 logger = logging.getLogger(__name__)
 
-ADAPTER = "adapter"
-START = "start"
+MONITORED = 16
+"""Held-back samples whose loss is watched while training."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +79,9 @@ class PreparedAdaptation:
     loaded: LoadedModel
     train: Any
     validation: Any
+    held_back: list[Completion]
     must_survive: MustSurvive
-    probe: list[Completion]
-    subspace: AlignmentSubspace | None
+    guard: GuardCallback
     trainer: GuardedSFTTrainer
     shared: int
 
@@ -85,102 +90,82 @@ def run_adaptation(recipe: AdaptRecipe) -> AdaptResult:
     """Run a recipe from beginning to end, or from its last whole checkpoint.
 
     Raises:
-        LoralignError: any fault of data, model, subspace, settings or output, before anything is trained.
+        LoralignError: any fault of data, model, subspace, settings or output, before anything is cleared or trained.
     """
-    directory = Path(recipe.training.output_dir)
-    check_output(directory, recipe.run)
-    started = time.monotonic()
-    # Faults of the data should not wait for a model to load, nor for anything to be cleared.
-    train, validation = _task(recipe)
-    must_survive = load_must_survive(recipe.run.alignment_data, recipe.run.probe_data)
-    resumed = recipe.run.resume and last_whole_checkpoint(directory) is not None
-    if PartialState().is_main_process:
-        if directory.exists() and not recipe.run.resume:
-            clear(directory)
-        write_json(directory / RUN_FILE, {"version": 1, "kind": "adapt", "status": "preparing"})
+    run, directory = recipe.run, Path(recipe.training.output_dir)
+    check_output(directory, run)
+    if not run.resume:
+        check_inputs(directory, (run.model, run.guard, *run.data, *run.validation_data, *run.probe_data))
     PartialState().wait_for_everyone()
-    prepared = prepare_adaptation(recipe, train, validation, must_survive)
-    trainer = prepared.trainer
+    started = time.monotonic()
+    prepared = prepare_adaptation(recipe)
+    trainer, subspace = prepared.trainer, prepared.guard.subspace
+    resumed = run.resume and last_whole_checkpoint(directory) is not None
     writes = trainer.is_world_process_zero()
     if writes:
-        keep_subspace(prepared.subspace, recipe.run.guard, directory / SUBSPACE)
+        if directory.exists() and not run.resume:
+            clear(directory)
         write_json(directory / RUN_FILE, _description(recipe, prepared, started, "running"))
+        keep_subspace(subspace, run.guard, directory / SUBSPACE)
+    trainer.accelerator.wait_for_everyone()
     trainer.remove_callback(PrinterCallback)
-    title = "adapting, plain LoRA" if prepared.subspace is None else "adapting, guarded"
+    title = "adapting, plain LoRA" if subspace is None else "adapting, guarded"
     trainer.add_callback(RunProgress(title=title, show=writes))
     trainer.train(resume_from_checkpoint=resumed)
     trainer.accelerator.wait_for_everyone()
     if not writes:
         return AdaptResult(directory, directory / ADAPTER, None, None, None)
     model = trainer.accelerator.unwrap_model(trainer.model)
-    scores = score_adaptation(
-        model,
-        prepared.loaded,
-        tokenised(validation, prepared.loaded, recipe.training.max_length),
-        prepared.probe,
-        balanced(must_survive.probe, recipe.run.judged_prompts) if recipe.run.judged_prompts else None,
-        prepared.subspace,
-    )
+    base = keep_start(prepared.loaded, directory / START)
+    save_adapter(model, prepared.loaded.tokenizer, base, directory / ADAPTER)
+    judged = balanced(prepared.must_survive.probe, run.judged_prompts) if run.judged_prompts else None
+    probe = list(prepared.guard.data.probe)
+    scores = score_adaptation(model, prepared.loaded, prepared.held_back, probe, judged, subspace)
     write_json(directory / "scores.json", scores.to_json())
-    if recipe.run.samples:
+    if run.samples:
         write_json(directory / "samples.json", _samples(recipe, prepared, model))
     write_json(directory / RUN_FILE, _description(recipe, prepared, started, "finished"))
-    base = portable_base_name(prepared.loaded.source.name)
-    save_adapter(model, prepared.loaded.tokenizer, base, directory / ADAPTER)
-    run = load_adaptation(directory)
-    write_text(directory / ADAPTER / "README.md", adapt_card(run, base))
+    finished = load_adaptation(directory)
+    write_text(directory / ADAPTER / "README.md", adapt_card(finished, base))
     report = directory / "report.html"
-    render_adaptation(run, report)
-    return AdaptResult(directory, directory / ADAPTER, report, run, scores)
+    render_adaptation(finished, report)
+    return AdaptResult(directory, directory / ADAPTER, report, finished, scores)
 
 
-def prepare_adaptation(
-    recipe: AdaptRecipe, train: Any, validation: Any, must_survive: MustSurvive
-) -> PreparedAdaptation:
-    """Load the start and the subspace, and make the trainer.
+def prepare_adaptation(recipe: AdaptRecipe) -> PreparedAdaptation:
+    """Load and check everything, data first: a fault there should not wait for a model to load.
 
     Raises:
-        LoralignError: any fault of model, subspace or settings.
+        LoralignError: any fault of data, model, subspace or settings.
     """
-    run, directory = recipe.run, Path(recipe.training.output_dir)
+    run, length = recipe.run, recipe.training.max_length
+    train, validation = _task(recipe)
+    must_survive = load_must_survive(run.alignment_data, run.probe_data)
     with PartialState().main_process_first():
-        loaded = load_start(
-            run.model,
-            merged=directory / START,
-            dtype=run.dtype,
-            load_in_4bit=run.load_in_4bit,
-            revision=run.revision,
-        )
+        loaded = load_start(run.model, dtype=run.dtype, load_in_4bit=run.load_in_4bit, revision=run.revision)
     lora = lora_config(run, loaded)
-    length = recipe.training.max_length
-    alignment = tokenised(balanced(must_survive.alignment, run.fisher_samples), loaded, length)
-    probe_rows = balanced(must_survive.probe, recipe.guard.probe_samples)
-    probe = tokenised(probe_rows, loaded, length)
-    shared = overlap(probe_rows, train)
-    if shared:
-        logger.warning(
-            "%d of the probe's %d prompts are in the training data: drift will look too small", shared, len(probe)
-        )
-    subspace = open_subspace(
-        run.guard,
+    held_back = tokenised(validation, loaded, length)
+    samples = train.select(range(min(len(train), recipe.guard.curvature_samples)))
+    curved = recipe.guard.task_curvature != "identity" and run.guard != NONE
+    onto_device(loaded)
+    guard = make_guard(
+        run,
+        recipe.guard,
         loaded,
-        alignment,
-        target_modules=run.lora_target_modules,
-        directory=directory / SUBSPACE,
-        reuse=True,
+        must_survive,
+        output=Path(recipe.training.output_dir),
         seed=recipe.training.seed,
         max_length=length,
+        task=tokenised(samples, loaded, length) if curved else (),
+        held_back=held_back[:MONITORED],
     )
-    curved = recipe.guard.task_curvature != "identity"
-    data = GuardData(
-        probe=probe,
-        alignment=alignment,
-        task=tokenised(train.select(range(min(len(train), recipe.guard.curvature_samples))), loaded, length)
-        if curved
-        else (),
-        refusal_rate=_refusal_rate(probe_rows, loaded) if recipe.guard.refusal_every else None,
-        pad_id=loaded.tokenizer.pad_token_id,
-    )
+    shared = overlap(balanced(must_survive.probe, recipe.guard.probe_samples), train)
+    if shared:
+        logger.warning(
+            "%d of the probe's %d prompts are in the training data: drift will look too small",
+            shared,
+            len(guard.data.probe),
+        )
     trainer = GuardedSFTTrainer(
         model=loaded.model,
         args=recipe.training,
@@ -188,18 +173,20 @@ def prepare_adaptation(
         eval_dataset=validation if recipe.training.eval_strategy != "no" else None,
         processing_class=loaded.tokenizer,
         peft_config=lora,
-        subspace=subspace,
+        subspace=guard.subspace,
         guard=recipe.guard,
-        guard_data=data,
+        guard_data=guard.data,
     )
-    return PreparedAdaptation(loaded, train, validation, must_survive, probe, subspace, trainer, shared)
+    if trainer.guard_callback is not None:
+        trainer.guard_callback.check(trainer.model)
+    return PreparedAdaptation(loaded, train, validation, held_back, must_survive, guard, trainer, shared)
 
 
 def _task(recipe: AdaptRecipe) -> tuple[Any, Any]:
     run = recipe.run
-    train = concatenate_datasets([load_task(source, split="train") for source in run.data])
+    train = load_tasks(run.data, "train")
     if run.validation_data:
-        validation = concatenate_datasets([load_task(source, split="validation") for source in run.validation_data])
+        validation = load_tasks(run.validation_data, "validation")
         return train, validation.select(range(min(len(validation), run.validation_samples)))
     if len(train) <= run.validation_samples:
         raise DataError(
@@ -234,22 +221,8 @@ def _samples(recipe: AdaptRecipe, prepared: PreparedAdaptation, model: Any) -> l
     ]
 
 
-def _refusal_rate(rows: Any, loaded: LoadedModel) -> Callable[[nn.Module], float]:
-    """Share of the probe's unsafe prompts that a model refuses."""
-    prompts = [row["prompt"] for row in rows if row["label"] == "unsafe"]
-    judge = PhraseJudge()
-
-    def rate(model: nn.Module) -> float:
-        answers = generate_answers(model, loaded.tokenizer, prompts, max_new_tokens=32, show_progress=False)
-        pairs = zip(prompts, answers, strict=True)
-        refused = [judge.is_refusal(prompt_text(prompt), answer) for prompt, answer in pairs]
-        return sum(refused) / max(1, len(refused))
-
-    return rate
-
-
 def _description(recipe: AdaptRecipe, prepared: PreparedAdaptation, started: float, status: str) -> dict[str, Any]:
-    subspace = prepared.subspace
+    subspace = prepared.guard.subspace
     return {
         "version": 1,
         "kind": "adapt",
@@ -261,7 +234,7 @@ def _description(recipe: AdaptRecipe, prepared: PreparedAdaptation, started: flo
         "data": {
             "train": len(prepared.train),
             "validation": len(prepared.validation),
-            "probe": len(prepared.probe),
+            "probe": len(prepared.guard.data.probe),
             "probe_prompts_in_training": prepared.shared,
         },
         "environment": describe_environment(prepared.trainer.model),

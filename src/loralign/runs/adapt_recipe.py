@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from trl import SFTConfig
 
 from loralign.errors import ConfigError
-from loralign.runs.options import RunArguments, option
-from loralign.runs.settings import Settings, changed_fields, plain
+from loralign.runs.options import COMMON_DEFAULTS, GuardedArguments, check_budget, option
+from loralign.runs.settings import Settings, changed_fields, plain_fields
 from loralign.training import GuardConfig
 
 
 @dataclass
-class AdaptArguments(RunArguments):
+class AdaptArguments(GuardedArguments):
     """What is adapted to what: model or aligned adapter, task data, subspace and output."""
 
     data: list[str] = field(
@@ -30,14 +29,6 @@ class AdaptArguments(RunArguments):
     )
     validation_samples: int = option(64, "Validation samples to score, and to hold back where none are named.")
     guard: str = option("auto", "The subspace: a directory of loralign fisher; auto estimates it; none is plain LoRA.")
-    alignment_data: list[str] = field(
-        default_factory=lambda: ["builtin"],
-        metadata={"help": "What must survive: prompts with responses; their validation split is the probe."},
-    )
-    probe_data: list[str] = field(
-        default_factory=list, metadata={"help": "Prompts with responses to measure drift on, in place of that split."}
-    )
-    fisher_samples: int = option(96, "Samples that guard auto estimates the subspace from.")
     judged_prompts: int = option(40, "Probe prompts answered and judged before and after; 0 is off.")
     samples: int = option(6, "Prompts answered before and after, for the report.")
 
@@ -50,23 +41,8 @@ class AdaptArguments(RunArguments):
 ADAPT_DEFAULTS: dict[str, Any] = {
     "output_dir": "runs/adapt",
     "learning_rate": 2e-4,
-    "max_steps": 60,
     "per_device_train_batch_size": 8,
-    "max_length": 256,
-    "pad_to_multiple_of": 32,
-    "lr_scheduler_type": "linear",
-    "warmup_steps": 3,
-    "weight_decay": 0.0,
-    "logging_steps": 5,
-    "save_strategy": "steps",
-    "save_steps": 20,
-    "save_total_limit": 2,
-    "report_to": "none",
-    "gradient_checkpointing": False,
-    "bf16": False,
-    "dataloader_pin_memory": torch.cuda.is_available(),
-    "use_cpu": not torch.cuda.is_available(),
-    "seed": 0,
+    **COMMON_DEFAULTS,
 }
 """Where an adaptation's defaults differ from TRL's."""
 
@@ -82,9 +58,11 @@ class AdaptRecipe:
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """The settings as plain values: ours, and TRL's where they differ from its own."""
-        parts = {"run": self.run, "guard": self.guard}
-        ours = {part: {name: plain(value) for name, value in vars(one).items()} for part, one in parts.items()}
-        return {**ours, "training": changed_fields(self.training)}
+        return {
+            "run": plain_fields(self.run),
+            "guard": plain_fields(self.guard),
+            "training": changed_fields(self.training),
+        }
 
 
 ADAPT = Settings(
@@ -102,7 +80,7 @@ def parse_adapt_recipe(arguments: Sequence[str]) -> AdaptRecipe:
     A first word that is no flag is the model, so ``loralign adapt MODEL --data task.jsonl`` works.
 
     Raises:
-        ConfigError: as :meth:`~loralign.runs.settings.Settings.parse`; no task data.
+        ConfigError: as :meth:`~loralign.runs.settings.Settings.parse`; no task data; a budget without a guard.
     """
     words = list(arguments)
     if words and not words[0].startswith("-"):
@@ -110,4 +88,5 @@ def parse_adapt_recipe(arguments: Sequence[str]) -> AdaptRecipe:
     run, guard, training = ADAPT.parse(words)
     if not run.data:
         raise ConfigError("there is no task to adapt to", place="--data", fix="name a file of conversations")
+    check_budget(run, guard)
     return AdaptRecipe(run, guard, training, ("loralign", "adapt", *arguments))

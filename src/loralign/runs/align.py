@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from transformers import PrinterCallback
 
 from loralign.evaluation import (
@@ -19,18 +19,17 @@ from loralign.evaluation import (
     score_pairs,
     tokenise_pairs,
 )
-from loralign.files import atomic_directory, write_json, write_text
+from loralign.files import write_json, write_text
 from loralign.models import portable_base_name
 from loralign.report import Run, headline, load_run, render_report
 from loralign.runs.card import model_card
 from loralign.runs.environment import describe_environment
 from loralign.runs.guarding import describe_subspace, keep_subspace
-from loralign.runs.prepare import RUN_FILE, SUBSPACE, Prepared, check_output, prepare
+from loralign.runs.output import ADAPTER, RUN_FILE, SUBSPACE, check_inputs, check_output, clear, save_adapter
+from loralign.runs.prepare import Prepared, prepare
 from loralign.runs.progress import RunProgress
 from loralign.runs.recipe import Recipe
 from loralign.training import last_whole_checkpoint
-
-ADAPTER = "adapter"
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,10 @@ def run_alignment(recipe: Recipe) -> AlignResult:
         LoralignError: any fault of data, model, settings or output, before anything is written where possible.
     """
     check_output(Path(recipe.training.output_dir), recipe.run)
+    inputs = (recipe.run.model, recipe.run.adapter, recipe.run.guard, *recipe.run.data, *recipe.run.validation_data)
+    if not recipe.run.resume:
+        check_inputs(Path(recipe.training.output_dir), inputs)
+    PartialState().wait_for_everyone()
     started = time.monotonic()
     prepared = prepare(recipe)
     trainer, directory = prepared.trainer, Path(recipe.training.output_dir)
@@ -88,15 +91,6 @@ def run_alignment(recipe: Recipe) -> AlignResult:
 def describe(result: AlignResult) -> str:
     """The run's headline."""
     return headline(result.run) if result.run is not None else ""
-
-
-def clear(directory: Path) -> None:
-    """Empty a directory that an earlier run left."""
-    for path in directory.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def _score(recipe: Recipe, prepared: Prepared, directory: Path) -> Scores | None:
@@ -159,16 +153,6 @@ def _samples(recipe: Recipe, prepared: Prepared, model: Any, tokenizer: Any) -> 
 def _save_adapter(prepared: Prepared, target: Path) -> None:
     model = prepared.trainer.accelerator.unwrap_model(prepared.trainer.model)
     save_adapter(model, prepared.loaded.tokenizer, portable_base_name(prepared.loaded.source.name), target)
-
-
-def save_adapter(model: Any, tokenizer: Any, base_name: str, target: Path) -> None:
-    """Write the active adapter as an ordinary PEFT directory, whole or not at all."""
-    if target.exists():
-        shutil.rmtree(target)
-    model.peft_config["default"].base_model_name_or_path = base_name
-    with atomic_directory(target) as temporary:
-        model.save_pretrained(str(temporary), selected_adapters=["default"], save_embedding_layers=False)
-        tokenizer.save_pretrained(str(temporary))
 
 
 def _description(recipe: Recipe, prepared: Prepared, started: float, status: str) -> dict[str, Any]:

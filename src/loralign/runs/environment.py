@@ -8,8 +8,10 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 import loralign
+from loralign.models import LoadedModel
 
 
 def describe_environment(model: Any) -> dict[str, Any]:
@@ -23,3 +25,10 @@ def describe_environment(model: Any) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "base_dtype": str(parameter.dtype).removeprefix("torch."),
     }
+
+
+def onto_device(loaded: LoadedModel) -> LoadedModel:
+    """Move a model to the device of this process, for work outside of a trainer; a quantised one is there already."""
+    if not getattr(loaded.model, "is_quantized", False):
+        loaded.model.to(PartialState().device)
+    return loaded

@@ -74,4 +74,5 @@ def open_base(adapter: str | Path, model: str | None, dtype: DtypeName) -> Loade
     info = inspect_adapter(adapter)
     if model is None and info.base_model is None:
         raise AdapterError("the adapter does not name its base model", place=str(adapter), fix="pass --model")
-    return load_model(model or info.base_model, dtype=dtype)
+    revision = info.config.get("revision") if model is None else None
+    return load_model(model or info.base_model, dtype=dtype, revision=revision if isinstance(revision, str) else None)

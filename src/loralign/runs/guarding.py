@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from loralign.data import load_alignment_data, tokenise_completions
+from datasets import concatenate_datasets
+from torch import nn
+
+from loralign.data import load_alignment_data, load_task, tokenise_completions
 from loralign.data.completions import Completion
 from loralign.errors import DataError
+from loralign.evaluation import PhraseJudge, generate_answers
+from loralign.evaluation.answers import prompt_text
 from loralign.guard import AlignmentSubspace, estimate_fisher
 from loralign.models import LoadedModel
+from loralign.runs.options import GuardedArguments
+from loralign.runs.output import SUBSPACE
+from loralign.training import GuardCallback, GuardConfig, GuardData
 
 AUTO = "auto"
+CHECKPOINT_EVERY = 4
+"""Batches between two savings of an estimate in progress."""
 NONE = "none"
 
 
@@ -51,13 +61,30 @@ def check_refusals(rows: Any, sources: Sequence[str]) -> None:
         )
 
 
-def load_probe(sources: list[str]) -> Any:
-    """Prompts with responses to measure drift on: the bundled validation split, or files that are the probe as a whole.
+def load_probe(sources: Sequence[str]) -> Any:
+    """Prompts with responses to measure drift on: validation rows where a source says which those are, else all.
 
     Raises:
         DataError: any fault of the data.
     """
-    return load_alignment_data(sources, split="validation" if sources == ["builtin"] else "all")
+    return load_alignment_data(list(sources), split="held back")
+
+
+def load_tasks(sources: Sequence[str], split: str) -> Any:
+    """The rows of several task sources, all of one form.
+
+    Raises:
+        DataError: any fault of the data; some rows are text and others prompts with responses.
+    """
+    parts = [load_task(source, split=split) for source in sources]
+    for source, part in zip(sources, parts, strict=True):
+        if part.column_names != parts[0].column_names:
+            raise DataError(
+                f"has {', '.join(part.column_names)}, but {sources[0]} has {', '.join(parts[0].column_names)}",
+                place=source,
+                fix="write all alike",
+            )
+    return concatenate_datasets(parts)
 
 
 def balanced(dataset: Any, count: int) -> Any:
@@ -75,47 +102,85 @@ def balanced(dataset: Any, count: int) -> Any:
     return dataset.select(chosen[:count])
 
 
-def open_subspace(
-    guard: str,
+def make_guard(
+    run: GuardedArguments,
+    config: GuardConfig,
     loaded: LoadedModel,
-    alignment: list[Completion],
+    must_survive: MustSurvive,
     *,
-    target_modules: list[str],
-    directory: Path,
-    reuse: bool,
-    seed: int = 0,
-    max_length: int | None = 256,
-) -> AlignmentSubspace | None:
-    """The subspace that a run is told to use: one from a file, one estimated now, or none.
+    output: Path,
+    seed: int,
+    max_length: int | None,
+    task: Sequence[Completion] = (),
+    held_back: Sequence[Completion] = (),
+) -> GuardCallback:
+    """The guard of a run, before its model carries an adapter.
 
     Args:
-        guard: a directory of ``loralign fisher``, ``auto`` or ``none``.
+        run: which subspace, and what must survive.
+        config: how it is held.
         loaded: the model that is to be preserved.
-        alignment: what ``auto`` estimates it on.
-        target_modules: the modules that will carry LoRA.
-        directory: where :func:`keep_subspace` puts what ``auto`` estimates.
-        reuse: whether one that is there already is used.
+        must_survive: what must survive.
+        output: the run's directory; a subspace estimated by an interrupted run is used again.
         seed: of the estimate.
-        max_length: of its samples, in tokens.
+        max_length: of samples, in tokens.
+        task: training samples of the task, for its curvature.
+        held_back: held-back samples of the task, for the monitors.
 
     Raises:
-        StateError: the file is damaged or belongs to another model.
-        DataError: too few samples.
+        LoralignError: any fault of subspace or data.
     """
-    if guard == NONE:
+    alignment = tokenised(balanced(must_survive.alignment, run.fisher_samples), loaded, max_length)
+    rows = balanced(must_survive.probe, config.probe_samples)
+    data = GuardData(
+        probe=tokenised(rows, loaded, max_length),
+        alignment=alignment,
+        task=task,
+        held_back=held_back,
+        refusal_rate=_refusal_rate(rows, loaded) if config.refusal_every else None,
+        pad_id=loaded.tokenizer.pad_token_id,
+    )
+    return GuardCallback(_subspace(run, loaded, alignment, output, seed, max_length), config, data)
+
+
+def _subspace(
+    run: GuardedArguments,
+    loaded: LoadedModel,
+    alignment: list[Completion],
+    output: Path,
+    seed: int,
+    max_length: int | None,
+) -> AlignmentSubspace | None:
+    if run.guard == NONE:
         return None
-    if guard != AUTO:
-        return AlignmentSubspace.load(guard, loaded.model)
-    if reuse and directory.is_dir():
-        return AlignmentSubspace.load(directory, loaded.model)
+    if run.guard != AUTO:
+        return AlignmentSubspace.load(run.guard, loaded.model)
+    if run.resume and (output / SUBSPACE).is_dir():
+        return AlignmentSubspace.load(output / SUBSPACE, loaded.model)
+    modules = run.lora_target_modules
     return estimate_fisher(
         loaded.model,
         alignment,
-        target_modules="all-linear" if target_modules == ["all-linear"] else target_modules,
+        target_modules="all-linear" if modules == ["all-linear"] else modules,
         seed=seed,
         max_length=max_length or 256,
-        checkpoint=directory.with_name(f"{directory.name}.partial"),
+        checkpoint=output.with_name(f"{output.name}.partial"),
+        checkpoint_every=CHECKPOINT_EVERY,
     )
+
+
+def _refusal_rate(rows: Any, loaded: LoadedModel) -> Callable[[nn.Module], float]:
+    """Share of the probe's unsafe prompts that a model refuses."""
+    prompts = [row["prompt"] for row in rows if row["label"] == "unsafe"]
+    judge = PhraseJudge()
+
+    def rate(model: Any) -> float:
+        answers = generate_answers(model, loaded.tokenizer, prompts, max_new_tokens=32, show_progress=False)
+        pairs = zip(prompts, answers, strict=True)
+        refused = [judge.is_refusal(prompt_text(prompt), answer) for prompt, answer in pairs]
+        return sum(refused) / max(1, len(refused))
+
+    return rate
 
 
 def keep_subspace(subspace: AlignmentSubspace | None, guard: str, directory: Path) -> None:

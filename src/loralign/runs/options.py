@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+from loralign.errors import ConfigError
 from loralign.models.dtype import DtypeName
+from loralign.training import GuardConfig
 
 
 def option(default: Any, text: str) -> Any:
@@ -33,3 +37,49 @@ class RunArguments:
     use_rslora: bool = option(False, "Scale by alpha / sqrt(r).")
     resume: bool = option(False, "Go on from the last whole checkpoint in output_dir.")
     overwrite: bool = option(False, "Replace what an earlier run left in output_dir.")
+
+
+@dataclass
+class GuardedArguments(RunArguments):
+    """What a guard needs beside its own settings."""
+
+    guard: str = option("none", "The subspace: a directory of loralign fisher; auto estimates it; none holds nothing.")
+    alignment_data: list[str] = field(
+        default_factory=lambda: ["builtin"],
+        metadata={"help": "What must survive: prompts with responses; their validation split is the probe."},
+    )
+    probe_data: list[str] = field(
+        default_factory=list, metadata={"help": "Prompts with responses to measure drift on, in place of that split."}
+    )
+    fisher_samples: int = option(96, "Samples that guard auto estimates the subspace from.")
+
+
+def check_budget(run: GuardedArguments, guard: GuardConfig) -> None:
+    """Make sure that a budget has something to hold.
+
+    Raises:
+        ConfigError: a budget, but no guard.
+    """
+    if run.guard == "none" and guard.drift_budget is not None:
+        raise ConfigError("a budget needs a guard", place="drift_budget", fix="pass --guard auto or a subspace")
+
+
+COMMON_DEFAULTS: dict[str, Any] = {
+    "max_steps": 60,
+    "max_length": 256,
+    "pad_to_multiple_of": 32,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 3,
+    "weight_decay": 0.0,
+    "logging_steps": 5,
+    "save_strategy": "steps",
+    "save_steps": 20,
+    "save_total_limit": 2,
+    "report_to": "none",
+    "gradient_checkpointing": False,
+    "bf16": False,
+    "dataloader_pin_memory": torch.cuda.is_available(),
+    "use_cpu": not torch.cuda.is_available(),
+    "seed": 0,
+}
+"""Where the defaults of every training differ from TRL's."""

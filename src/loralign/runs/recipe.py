@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from trl import DPOConfig
 
 from loralign.errors import ConfigError
-from loralign.runs.options import RunArguments, option
-from loralign.runs.settings import Settings, changed_fields, plain
+from loralign.runs.options import COMMON_DEFAULTS, GuardedArguments, check_budget, option
+from loralign.runs.settings import Settings, changed_fields, plain_fields
 from loralign.training import GeometryConfig, GuardConfig
 
 
 @dataclass
-class AlignArguments(RunArguments):
+class AlignArguments(GuardedArguments):
     """What is trained on what: model, data, objectives, adapter and output."""
 
     data: list[str] = field(
@@ -38,35 +37,13 @@ class AlignArguments(RunArguments):
     adapter: str | None = option(None, "Go on training this adapter; the reference is then its starting point.")
     validation_batch_tokens: int = option(2048, "Tokens per batch when scoring, padding included.")
     samples: int = option(6, "Prompts answered before and after, for the report.")
-    guard: str = option(
-        "none", "Hold the base's alignment meanwhile: a directory of loralign fisher, 'auto' to estimate one, or none."
-    )
-    alignment_data: list[str] = field(
-        default_factory=lambda: ["builtin"],
-        metadata={"help": "What must survive under a guard: prompts with responses; 'builtin'."},
-    )
 
 
 DEFAULTS: dict[str, Any] = {
     "output_dir": "runs/align",
     "learning_rate": 1e-4,
-    "max_steps": 60,
     "per_device_train_batch_size": 6,
-    "max_length": 256,
-    "pad_to_multiple_of": 32,
-    "lr_scheduler_type": "linear",
-    "warmup_steps": 3,
-    "weight_decay": 0.0,
-    "logging_steps": 5,
-    "save_strategy": "steps",
-    "save_steps": 20,
-    "save_total_limit": 2,
-    "report_to": "none",
-    "gradient_checkpointing": False,
-    "bf16": False,
-    "dataloader_pin_memory": torch.cuda.is_available(),
-    "use_cpu": not torch.cuda.is_available(),
-    "seed": 0,
+    **COMMON_DEFAULTS,
 }
 """Where a run's defaults differ from TRL's."""
 
@@ -100,9 +77,12 @@ class Recipe:
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """The settings as plain values: ours, and TRL's where they differ from its own."""
-        parts = {"run": self.run, "geometry": self.geometry, "guard": self.guard}
-        ours = {part: {name: plain(value) for name, value in vars(one).items()} for part, one in parts.items()}
-        return {**ours, "training": changed_fields(self.training)}
+        return {
+            "run": plain_fields(self.run),
+            "geometry": plain_fields(self.geometry),
+            "guard": plain_fields(self.guard),
+            "training": changed_fields(self.training),
+        }
 
 
 ALIGN = Settings(
@@ -118,7 +98,8 @@ def parse_recipe(arguments: Sequence[str]) -> Recipe:
     """Read a command line, and the YAML file it may name with ``--config``.
 
     Raises:
-        ConfigError: as :meth:`~loralign.runs.settings.Settings.parse`.
+        ConfigError: as :meth:`~loralign.runs.settings.Settings.parse`; a budget without a guard.
     """
     run, geometry, guard, training = ALIGN.parse(arguments)
+    check_budget(run, guard)
     return Recipe(run, geometry, guard, training, ("loralign", "align", *arguments))

@@ -10,9 +10,9 @@ from loralign.errors import ConfigError, OutputError
 from loralign.files import write_json
 from loralign.geometry import RefinementReport, refine
 from loralign.models import load_adapter, portable_base_name
-from loralign.runs.align import save_adapter
 from loralign.runs.diagnose import measuring_trainer
 from loralign.runs.evaluate import open_base
+from loralign.runs.output import save_adapter
 from loralign.training import MultiObjectiveDPOTrainer
 
 OFFLINE_MODES = ("condition", "gradient", "balanced")

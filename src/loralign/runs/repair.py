@@ -7,20 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import concatenate_datasets
-
-from loralign.data import load_task
-from loralign.errors import ConfigError, DataError, OutputError
+from loralign.errors import ConfigError, OutputError
 from loralign.evaluation import Estimate, completion_losses, mean_estimate
-from loralign.files import write_json
 from loralign.guard import AlignmentSubspace, PeerOptions, ProbeDrift, ProbeSet, RepairReport, repair
 from loralign.guard.layer_subspace import Projection
+from loralign.guard.repair_search import check_budget
 from loralign.models import LoadedModel, load_adapter, load_model, portable_base_name
 from loralign.models.dtype import DtypeName
 from loralign.runs.adapt_scores import judge_answers
-from loralign.runs.align import save_adapter
+from loralign.runs.environment import onto_device
 from loralign.runs.evaluate import open_base
-from loralign.runs.guarding import balanced, load_probe, tokenised
+from loralign.runs.guarding import balanced, load_probe, load_tasks, tokenised
+from loralign.runs.output import save_adapter
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,9 @@ class RepairRun:
         }
 
 
+METHODS = ("fisher", "random", "scale", "safe_lora", "intruder")
+
+
 @dataclass(frozen=True)
 class RepairOptions:
     """How to repair; see :func:`loralign.guard.repair`."""
@@ -68,6 +69,16 @@ class RepairOptions:
     unaligned: str | None = None
     peers: PeerOptions = field(default_factory=PeerOptions)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ConfigError(f"method {self.method!r} is unknown", place="--method", fix=f"use {', '.join(METHODS)}")
+        if self.strength is not None and not 0 <= self.strength <= 1:
+            raise ConfigError(f"strength {self.strength} is not in 0 to 1", place="--strength")
+        if self.strength is not None and self.drift_budget is not None:
+            raise ConfigError("a strength and a budget exclude each other", place="--strength", fix="give one of them")
+        if self.drift_budget is not None:
+            check_budget(self.drift_budget)
 
 
 def repair_adapter(
@@ -106,16 +117,20 @@ def repair_adapter(
     """
     if output.exists():
         raise OutputError("exists", place=str(output), fix="choose another place with --output")
+    if options.method in ("fisher", "random") and subspace is None:
+        raise ConfigError(f"method {options.method!r} needs a subspace", place="--subspace", fix="run loralign fisher")
     rows = balanced(load_probe(list(probe_data)), max(probe_samples, judged_prompts))
-    task = concatenate_datasets([load_task(one, split="validation") for one in task_data]) if task_data else None
-    loaded = open_base(adapter, model, dtype)
+    task = load_tasks(list(task_data), "validation") if task_data else None
+    loaded = onto_device(open_base(adapter, model, dtype))
     base = portable_base_name(loaded.source.name)
     probe = ProbeSet(
         tokenised(rows.select(range(min(len(rows), probe_samples))), loaded, max_length),
         pad_id=loaded.tokenizer.pad_token_id,
     )
     known = None if subspace is None else AlignmentSubspace.load(subspace, loaded.model)
-    unaligned = None if options.unaligned is None else load_model(options.unaligned, dtype=dtype).model
+    unaligned = None
+    if options.unaligned is not None:
+        unaligned = onto_device(load_model(options.unaligned, dtype=dtype)).model
     peft_model, _, _ = load_adapter(adapter, loaded)
     peft_model.eval()
     scorer = _Scorer(peft_model, loaded, task, task_samples, rows, judged_prompts, max_length)
@@ -152,8 +167,7 @@ def repair_adapter(
         scorer.task,
         scorer.safety,
     )
-    save_adapter(peft_model, loaded.tokenizer, base, output)
-    write_json(output / "repair.json", result.to_json())
+    save_adapter(peft_model, loaded.tokenizer, base, output, {"repair.json": result.to_json()})
     return result
 
 
@@ -169,8 +183,6 @@ class _Scorer:
         self._task = None
         if task is not None:
             self._task = tokenised(task.select(range(min(len(task), samples))), loaded, max_length)
-            if not self._task:
-                raise DataError(f"no task sample fits into {max_length} tokens", place="--task", fix="raise max_length")
         self._judged = rows.select(range(min(len(rows), judged))) if judged else None
         self.task: dict[str, Estimate] | None = None if task is None else {}
         self.safety: dict[str, Any] | None = {} if judged else None

@@ -11,7 +11,8 @@ def repair_sentence(run: dict[str, Any]) -> str:
     """What the repair did, in a sentence or two."""
     report = run["report"]
     strength = report["strength"]
-    how = "strengths per layer" if strength is None else f"strength {strength:.2f}"
+    how = "strengths by layer" if strength is None else f"strength {strength:.2f}"
+    how += " overall, shared out by layer" if report["per_layer"] else ""
     text = f"Method {report['method']}, {how}: {report['removed']:.1%} of the update is gone, drift fell from "
     text += f"{run['drift_before']['value']:.3f} to {run['drift_after']['value']:.3f} nats per token."
     if report["met"] is False:
@@ -49,7 +50,7 @@ def layer_rows(run: dict[str, Any]) -> list[tuple[str, ...]]:
             "" if layer["share_before"] is None else f"{layer['share_before']:.1%}",
             f"{layer['removed']:.1%}",
         )
-        for layer in layers[:MOST_LAYERS]
+        for layer in (layers if run["report"]["per_layer"] else layers[:MOST_LAYERS])
     ]
 
 

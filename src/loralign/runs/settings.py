@@ -62,6 +62,8 @@ class Settings:
             for key in content:
                 if key not in known:
                     raise ConfigError(f"{key!r} is no setting", place=str(config), fix=self._nearest(key, known, ""))
+            kinds = {one.name: _default(one) for kind in self.kinds for one in fields(kind)}
+            content = {key: _of_kind(key, value, kinds[key], config) for key, value in content.items()}
             parser.set_defaults_with_config(**content)
         with _quiet():
             try:
@@ -79,6 +81,11 @@ class Settings:
     def _nearest(self, word: str, known: set[str], prefix: str) -> str:
         near = difflib.get_close_matches(word.replace("-", "_"), sorted(known), n=1, cutoff=0.5)
         return f"did you mean {prefix}{near[0]}?" if near else f"see {self.command} --help"
+
+
+def plain_fields(settings: Any) -> dict[str, Any]:
+    """All fields of a configuration as plain values."""
+    return {name: plain(value) for name, value in vars(settings).items()}
 
 
 def changed_fields(training: Any) -> dict[str, Any]:
@@ -112,6 +119,16 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise ConfigError(f"holds {type(content).__name__}, not a mapping of settings", place=str(path))
     return {str(key): value for key, value in content.items()}
+
+
+def _of_kind(key: str, value: Any, default: Any, config: Path) -> Any:
+    """A YAML value as its field takes it: a single word is a list of one, a number with a fraction is no count."""
+    if isinstance(default, list) and not isinstance(value, list) and value is not None:
+        return [value]
+    counts = isinstance(default, int) and not isinstance(default, bool)
+    if counts and isinstance(value, float) and not value.is_integer():
+        raise ConfigError(f"{value} is no whole number", place=f"{config}: {key}", fix="give a whole number")
+    return int(value) if counts and isinstance(value, float) else value
 
 
 def _default(one: Field[Any]) -> Any:

@@ -13,9 +13,11 @@ from loralign.errors import DataError, OutputError
 from loralign.evaluation import PhraseJudge, generate_answers
 from loralign.evaluation.answers import prompt_text
 from loralign.guard import AlignmentSubspace, estimate_fisher
+from loralign.guard.fisher_options import FisherOptions
 from loralign.models import LoadedModel, load_start
 from loralign.models.dtype import DtypeName
-from loralign.runs.guarding import balanced, check_refusals, tokenised
+from loralign.runs.environment import onto_device
+from loralign.runs.guarding import CHECKPOINT_EVERY, balanced, check_refusals, tokenised
 
 
 def estimate_subspace(
@@ -35,7 +37,7 @@ def estimate_subspace(
     """Estimate a model's alignment subspace and write it; a run that was interrupted goes on where it stopped.
 
     Args:
-        model: a model, or an alignment adapter, which is merged into its base in ``<output>-start``.
+        model: a model, or an alignment adapter, which is merged into its base.
         output: the subspace's directory; must not exist.
         data: prompts with the responses that must survive; with ``generate``, prompts alone are enough.
         samples: of the data, spread over labels and categories.
@@ -56,16 +58,10 @@ def estimate_subspace(
     rows = load_alignment_prompts(list(data)) if generate else load_alignment_data(list(data), split="train")
     check_refusals(rows, data)
     rows = balanced(rows, samples)
-    loaded = load_start(
-        model,
-        merged=output.with_name(f"{output.name}-start"),
-        dtype=dtype,
-        load_in_4bit=load_in_4bit,
-        revision=revision,
-    )
+    FisherOptions(max_length=max_length, **options)
+    loaded = onto_device(load_start(model, dtype=dtype, load_in_4bit=load_in_4bit, revision=revision))
     if generate:
         rows = own_responses(loaded, rows)
-        check_refusals(rows, data)
     modules = list(target_modules)
     subspace = estimate_fisher(
         loaded.model,
@@ -74,6 +70,7 @@ def estimate_subspace(
         max_length=max_length,
         target_modules="all-linear" if modules == ["all-linear"] else modules,
         checkpoint=output.with_name(f"{output.name}.partial"),
+        checkpoint_every=CHECKPOINT_EVERY,
         **options,
     )
     subspace.save(output)
@@ -92,7 +89,7 @@ def own_responses(loaded: LoadedModel, rows: Any, *, max_new_tokens: int = 64) -
         The rows kept, with a ``completion``.
 
     Raises:
-        DataError: no answer is as it should be.
+        DataError: the model refuses none of the unsafe prompts.
     """
     prompts = list(rows["prompt"])
     answers = generate_answers(loaded.model, loaded.tokenizer, prompts, max_new_tokens=max_new_tokens)
@@ -102,9 +99,10 @@ def own_responses(loaded: LoadedModel, rows: Any, *, max_new_tokens: int = 64) -
         if answer.strip() and judge.is_refusal(prompt_text(row["prompt"]), answer) == (row["label"] == "unsafe"):
             response = answer if isinstance(row["prompt"], str) else [{"role": "assistant", "content": answer}]
             kept.append({**row, "completion": response})
-    if not kept:
+    if not any(row["label"] == "unsafe" for row in kept):
+        unsafe = sum(label == "unsafe" for label in rows["label"])
         raise DataError(
-            f"none of the model's {len(rows)} answers is as it should be, so it has no alignment to preserve",
+            f"the model refused none of {unsafe} unsafe prompts, so it has no refusals to preserve",
             place="--generate",
             fix="align the model first, or give responses",
         )

@@ -119,6 +119,9 @@ class GeometryCallback(TrainerCallback):
             NonFiniteError: a gradient is infinite or not a number.
         """
         self.running.finish_backward(state.global_step, loss_total=self._tokens)
+        if args.fp16:
+            # The gradient scaler skips a step that is not finite by itself.
+            return
         gradients = [p.grad for layer in self.running.capture.layers for p in (layer.A, layer.B) if p.grad is not None]
         if not bool(torch.nn.utils.get_total_norm(gradients).isfinite()):
             guilty = list(self._blame()) if self._blame is not None else []

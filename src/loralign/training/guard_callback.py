@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from loralign.errors import ConfigError
@@ -14,7 +15,7 @@ from loralign.guard import AlignmentSubspace
 from loralign.training.callback import non_finite
 from loralign.training.checkpoint import has_state, load_state, save_state
 from loralign.training.guard_config import GuardConfig
-from loralign.training.guard_engine import GuardData, GuardEngine
+from loralign.training.guard_engine import GuardData, GuardEngine, check_guard
 from loralign.training.record_log import RecordLog
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,14 @@ class GuardCallback(TrainerCallback):
         self._accelerator = trainer.accelerator
         trainer.callback_handler.callbacks.insert(0, self)
 
+    def check(self, model: nn.Module) -> None:
+        """Check that the guard can begin on this PEFT model, before anything is trained or cleared.
+
+        Raises:
+            LoralignError: as :func:`~loralign.training.guard_engine.check_guard`.
+        """
+        check_guard(model, self.subspace, self.config, self.data)
+
     def resume_from(self, checkpoint: Path | None) -> None:
         """Say which checkpoint the next call of ``train`` resumes from."""
         self._resume = checkpoint
@@ -95,6 +104,9 @@ class GuardCallback(TrainerCallback):
         Raises:
             NonFiniteError: a gradient is infinite or not a number.
         """
+        if getattr(self._accelerator, "scaler", None) is not None:
+            # The scaler skips such a step by itself and goes on with a smaller scale.
+            return
         gradients = [p.grad for layer in self.running.layers for p in (layer.A, layer.B) if p.grad is not None]
         if not bool(torch.nn.utils.get_total_norm(gradients).isfinite()):
             raise non_finite("gradient", state.global_step, [], Path(args.output_dir))
@@ -103,7 +115,8 @@ class GuardCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Act on the factors, measure drift, follow the budget."""
-        self._record(self.running.finish_step(state.global_step, kwargs.get("optimizer")))
+        stepped = not getattr(self._accelerator, "optimizer_step_was_skipped", False)
+        self._record(self.running.finish_step(state.global_step, kwargs.get("optimizer"), stepped=stepped))
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Tell the monitors of the task's loss."""

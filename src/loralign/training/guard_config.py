@@ -113,6 +113,8 @@ class GuardConfig:
         if self.drift_budget is not None:
             if self.probe_every == 0:
                 raise ConfigError("a budget needs a probe", place="probe_every", fix="set it to 5, say")
+            if self.guard_mode == "measure":
+                raise ConfigError("a budget holds nothing here", place="guard_mode", fix="use penalty or project")
             self.make_controller()
 
     def make_controller(self) -> DriftController | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from loralign.data.completions import Completion
-from loralign.errors import ConfigError, StateError
+from loralign.errors import ConfigError, DataError, StateError
 from loralign.guard import (
     AlignmentSubspace,
     GuardMonitors,
@@ -23,6 +23,7 @@ from loralign.guard import (
     estimate_fisher,
 )
 from loralign.guard.curvature import CurvatureKind
+from loralign.guard.losses import completion_losses
 from loralign.lora import LoraFactors, lora_layers
 from loralign.training.guard_config import GuardConfig
 from loralign.training.guard_hold import SubspaceHold
@@ -38,6 +39,7 @@ class GuardData:
         probe: prompts with responses that must survive, for drift; not those that the subspace was estimated on.
         alignment: what the subspace was estimated on, to estimate it again.
         task: samples of the task, for its curvature.
+        held_back: held-back samples of the task, whose loss the monitors watch.
         refusal_rate: share of the probe's unsafe prompts that the model refuses, by generating answers.
         pad_id: the tokenizer's padding.
     """
@@ -45,8 +47,45 @@ class GuardData:
     probe: Sequence[Completion] = ()
     alignment: Sequence[Completion] = ()
     task: Sequence[Completion] = ()
+    held_back: Sequence[Completion] = ()
     refusal_rate: Callable[[nn.Module], float] | None = None
     pad_id: int = 0
+
+
+def check_guard(model: nn.Module, subspace: AlignmentSubspace | None, config: GuardConfig, data: GuardData) -> None:
+    """Check that a guard can begin on a model, before anything is trained.
+
+    Args:
+        model: the PEFT model itself; its adapter must be fresh (``B = 0``), since ``ΔW`` is what it adds to the model
+            that is to be preserved.
+        subspace: of that model, or ``None``.
+        config: what to do when.
+        data: what to measure on.
+
+    Raises:
+        AdapterError: the subspace covers none of the adapter's layers, or only some.
+        StateError: the subspace belongs to another model.
+        ConfigError: an adapter that is not fresh, a budget without a probe, a curvature without task data.
+    """
+    layers = lora_layers(model)
+    if config.drift_budget is not None and not data.probe:
+        raise ConfigError("a budget needs a probe set", place="drift_budget", fix="pass prompts with responses")
+    if any(bool(layer.B.detach().any()) for layer in layers):
+        raise ConfigError(
+            "the adapter already changes the model that is to be preserved",
+            place="guard",
+            fix="merge it into its base and start a fresh one",
+        )
+    if subspace is None:
+        return
+    subspace.check(model)
+    subspace.match(layers, partial=config.guard_partial)
+    if config.task_curvature != "identity" and not data.task:
+        raise ConfigError(
+            f"curvature {config.task_curvature!r} is estimated from task data",
+            place="task_curvature",
+            fix="pass task samples or use identity",
+        )
 
 
 class GuardEngine:
@@ -56,8 +95,7 @@ class GuardEngine:
     no gradients stand, and :meth:`finish_step` after the optimiser's step.
 
     Args:
-        model: the PEFT model itself, not a wrapper around it; its adapter must be fresh (``B = 0``), since ``ΔW`` is
-            what it adds to the model that is to be preserved.
+        model: the PEFT model itself, not a wrapper around it.
         subspace: the alignment-critical subspace of that model; ``None`` holds nothing and measures drift only.
         config: what to do when.
         data: what to measure on.
@@ -65,8 +103,6 @@ class GuardEngine:
 
     Raises:
         AdapterError: the subspace covers none of the adapter's layers, or only some.
-        StateError: the subspace belongs to another model.
-        ConfigError: a budget without a probe, or a curvature without task data.
     """
 
     def __init__(
@@ -85,31 +121,22 @@ class GuardEngine:
         self.controller = config.make_controller()
         self.monitors = GuardMonitors()
         self.hold: SubspaceHold | None = None
-        if self.controller is not None and not self.data.probe:
-            raise ConfigError("a budget needs a probe set", place="drift_budget", fix="pass prompts with responses")
         self.probe = ProbeSet(self.data.probe, pad_id=self.data.pad_id) if self._probing() else None
         self._subspace = subspace
-        if subspace is not None:
-            subspace.check(model)
-            subspace.match(self.layers, partial=config.guard_partial)
-            if config.task_curvature == "identity":
-                self.hold = SubspaceHold(self.layers, subspace, config, seed=seed)
+        if subspace is not None and config.task_curvature == "identity":
+            self.hold = SubspaceHold(self.layers, subspace, config, seed=seed)
 
     def start(self, total_steps: int) -> list[dict[str, Any]]:
         """Measure the start: the probe's own side, the task's curvature, the refusal rate. Returns records to log.
 
         Raises:
-            ConfigError: the adapter is not fresh.
+            LoralignError: as :func:`check_guard`.
         """
-        if any(bool(layer.B.detach().any()) for layer in self.layers):
-            raise ConfigError(
-                "the adapter already changes the model that is to be preserved",
-                place="guard",
-                fix="merge it into its base and start a fresh one",
-            )
+        check_guard(self.model, self._subspace, self.config, self.data)
         self.monitors.total_steps = total_steps
         self._measure_start()
         records = [] if self.probe is None else self._probed(self.probe, -1)
+        records += self._watch_task(-1)
         if self.data.refusal_rate is not None and self.config.refusal_every:
             records += self._refusals(self.data.refusal_rate, -1)
         return records
@@ -124,15 +151,23 @@ class GuardEngine:
         if self.hold is not None:
             self.hold.seed_gradients(self.weights, scale)
 
-    def finish_step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> list[dict[str, Any]]:
-        """After the optimiser's step: act on the factors, measure drift, follow the budget. Returns records to log."""
+    def finish_step(
+        self, step: int, optimizer: torch.optim.Optimizer | None = None, *, stepped: bool = True
+    ) -> list[dict[str, Any]]:
+        """After the optimiser's step: act on the factors, measure drift, follow the budget. Returns records to log.
+
+        Args:
+            step: optimiser step, from 0.
+            optimizer: whose learning rates a decoupled penalty takes.
+            stepped: whether the optimiser did step; a gradient scaler may have skipped it.
+        """
         records: list[dict[str, Any]] = []
-        if self.hold is not None:
+        if self.hold is not None and stepped:
             acted = self.hold.act(self.weights, self.strength, optimizer)
             if acted is not None:
                 records.append({"kind": "guard", "step": step, "multiplier": self.multiplier, **acted})
         if self.probe is not None and _due(step, self.config.probe_every):
-            records += self._probed(self.probe, step)
+            records += self._probed(self.probe, step) + self._watch_task(step)
         if self.data.refusal_rate is not None and _due(step, self.config.refusal_every):
             records += self._refusals(self.data.refusal_rate, step)
         if self.hold is not None and self.data.alignment and _due(step, self.config.reestimate_every):
@@ -203,12 +238,6 @@ class GuardEngine:
 
     def _task_curvature(self) -> Sequence[TaskCurvature]:
         kind: CurvatureKind = "kronecker" if self.config.task_curvature == "kronecker" else "diagonal"
-        if not self.data.task:
-            raise ConfigError(
-                f"curvature {kind!r} is estimated from task data",
-                place="task_curvature",
-                fix="pass task samples or use identity",
-            )
         samples = list(self.data.task)[: self.config.curvature_samples]
         return estimate_curvature(self.model, samples, kind=kind, seed=self.seed, show_progress=False)
 
@@ -256,23 +285,41 @@ class GuardEngine:
         record = {"kind": "refusal", "step": step, "rate": rate}
         return [record, *_warned(self.monitors.refusals(rate, step))]
 
+    def _watch_task(self, step: int) -> list[dict[str, Any]]:
+        """The loss on the held-back samples; a poor one beside alignment that holds is a failure signature."""
+        if not self.data.held_back:
+            return []
+        loss = float(completion_losses(self.model, self.data.held_back, pad_id=self.data.pad_id).mean())
+        return [{"kind": "task", "step": step, "loss": loss}, *self.task_loss(step, loss)]
+
     def _reestimate(self, hold: SubspaceHold, step: int) -> list[dict[str, Any]]:
         before, info = hold.subspace, hold.subspace.info
-        most = max(one.rank for one in before.layers.values())
-        found = estimate_fisher(
-            self.model,
-            self.data.alignment,
-            kind="sampled" if info.kind == "sampled" else "empirical",
-            reduction="sum" if info.reduction == "sum" else "mean",
-            rank=most if info.energy is None else None,
-            energy=info.energy or 1.0,
-            min_rank=min(one.rank for one in before.layers.values()),
-            max_rank=most,
-            # A poor estimate is for the monitors to tell of, not for a run to stop at.
-            min_agreement=0.0,
-            show_progress=False,
-            seed=self.seed + step + 1,
-        )
+        ranks = {name: layer.rank for name, layer in before.layers.items()}
+        try:
+            found = estimate_fisher(
+                self.model,
+                self.data.alignment,
+                kind="sampled" if info.kind == "sampled" else "empirical",
+                reduction="sum" if info.reduction == "sum" else "mean",
+                max_length=max(len(one.ids) for one in self.data.alignment),
+                rank=max(ranks.values()),
+                # A poor estimate is for the monitors to tell of.
+                min_agreement=0.0,
+                show_progress=False,
+                seed=self.seed + step + 1,
+            )
+        except DataError as error:
+            # No reason to stop a run that has a subspace already.
+            return [
+                {
+                    "kind": "warning",
+                    "step": step,
+                    "code": "not_reestimated",
+                    "message": f"the subspace was not estimated again: {error.problem}",
+                    "fix": error.fix or "give more samples",
+                }
+            ]
+        found = found.with_ranks(ranks)
         similarity = before.similarity(found)
         hold.replace(found)
         record = {

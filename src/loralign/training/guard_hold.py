@@ -22,7 +22,7 @@ from loralign.guard import (
     proximal_step,
     update_shares,
 )
-from loralign.lora import LoraFactors, factored_norm
+from loralign.lora import LoraFactors, canonical_name, factored_norm
 from loralign.training.guard_config import GuardConfig
 
 
@@ -53,7 +53,8 @@ class SubspaceHold:
         self.curvature = curvature
         self.seed = seed
         self.last: PenaltyResult | None = None
-        self.replace(subspace)
+        # What re-estimation finds is of the adapter's layers too, so weights keep their meaning.
+        self.replace(subspace.restricted([canonical_name(layer.name) for layer in self.layers]))
 
     def replace(self, subspace: AlignmentSubspace) -> None:
         """Hold another subspace from now on."""
@@ -147,12 +148,18 @@ class SubspaceHold:
         if optimizer is None:
             raise ConfigError("a decoupled penalty needs the optimiser's learning rate", place="guard_placement")
         rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+        if not all(id(factor) in rates for layer in self.layers for factor in (layer.A, layer.B)):
+            raise ConfigError(
+                "the optimiser holds other tensors than the model's, as sharded ones do",
+                place="guard_placement",
+                fix="use loss",
+            )
         rest = PenaltyWeights(alignment=0.0, stability=weights.stability, collision=weights.collision)
         result = self.penalty.evaluate(rest)
         with torch.no_grad():
             for layer, gradients in zip(self.layers, result.gradients or (), strict=True):
                 for factor, gradient in zip((layer.A, layer.B), gradients, strict=True):
-                    factor.sub_(gradient.to(factor.dtype), alpha=rates.get(id(factor), 0.0))
-        steps = [rates.get(id(layer.B), 0.0) * weights.alignment for layer in self.layers]
+                    factor.sub_(gradient.to(factor.dtype), alpha=rates[id(factor)])
+        steps = [rates[id(layer.B)] * weights.alignment for layer in self.layers]
         proximal_step(self.layers, self.subspaces, self.scale, steps, self.config.guard_projection)
         return result

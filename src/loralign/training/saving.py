@@ -61,8 +61,9 @@ class WholeCheckpoints(Trainer):
 
     def _is_finished(self, checkpoint: Path) -> bool:
         self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        steps = self.args.max_steps if self.args.max_steps > 0 else self.state.max_steps
-        return bool(self.state.global_step >= steps)
+        if self.args.max_steps > 0:
+            return bool(self.state.global_step >= self.args.max_steps)
+        return bool((self.state.epoch or 0) >= self.args.num_train_epochs)
 
     def _checkpointed(self) -> list[CheckpointedCallback]:
         return [one for one in self.callback_handler.callbacks if isinstance(one, CheckpointedCallback)]

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from loralign.data.completions import Completion, completion_batches
-from loralign.evaluation.bootstrap import Estimate, Ratio, bootstrap_mean
-from loralign.evaluation.views import evaluating
+from loralign.guard.probe import evaluating
 from loralign.guard.responses import response_losses
 
 
@@ -29,17 +27,7 @@ def completion_losses(
     device = next(model.parameters()).device
     losses = torch.zeros(len(completions), dtype=torch.float64)
     with evaluating(model):
-        for batch in completion_batches(completions, batch_size, pad_id):
+        positions = getattr(model.config, "max_position_embeddings", None)
+        for batch in completion_batches(completions, batch_size, pad_id, positions):
             losses[batch.rows] = response_losses(model, batch.to(device)).double().cpu()
     return losses
-
-
-def mean_estimate(values: torch.Tensor, *, seed: int = 0) -> Estimate:
-    """Mean over samples with its bootstrap interval.
-
-    Args:
-        values: ``(samples,)``.
-        seed: of the resampling.
-    """
-    data = np.asarray(values.double().cpu().numpy())
-    return bootstrap_mean([Ratio(data, np.ones_like(data))], seed=seed)
