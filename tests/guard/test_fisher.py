@@ -164,7 +164,7 @@ def test_a_failure_on_the_way_leaves_the_model_as_it_was_found():
         # The loss is finite; squares of its gradients are not.
         model.model.layers[0].mlp.up_proj.weight.mul_(1e200)
         model.model.layers[0].mlp.down_proj.weight.mul_(1e-200)
-    with pytest.raises(NonFiniteError, match="layers.0.*: the Fisher matrix is not finite"):
+    with pytest.raises(NonFiniteError, match=r"layers\.0.*: the Fisher matrix is not finite"):
         _estimate(model, fisher_oracles.completions())
     model = zoo.llama().train()
     state = _state(model)
