@@ -106,6 +106,7 @@ def guard_records(steps: int = STEPS) -> list[dict[str, Any]]:
             loss = 1.62 - 0.12 * size + generator.gauss(0, 0.03)
             rate = 2e-4 * (1 - step / steps)
             records.append({"kind": "train", "step": step, "loss": loss, "learning_rate": rate, "grad_norm": 0.8})
+            records.append({"kind": "task", "step": step, "loss": 1.7 - 0.1 * size})
         if step % 20 == 19:
             records.append({"kind": "refusal", "step": step, "rate": 0.95 + 0.01 * (step // 20)})
         if step == 39:

@@ -72,6 +72,11 @@ def test_drift_stands_against_its_budget_and_its_multiplier(page: Page) -> None:
     assert traces["multiplier"]["x"] == list(range(60))
 
 
+def test_held_back_loss_stands_beside_the_trained_one(page: Page) -> None:
+    traces = {trace.get("name"): trace for trace in page.figures()["plot-loss"]["data"]}
+    assert list(traces["held back"]["x"]) == list(range(4, 60, 5))
+
+
 def test_every_chart_over_time_has_titles_and_the_same_axis(page: Page) -> None:
     ranges = set()
     for key in ("plot-drift", "plot-share", "plot-penalty", "plot-loss", "plot-refusals"):

@@ -23,7 +23,7 @@ from loralign.report.reading import read_about, read_log, read_metric, read_opti
 ADAPT = "adapt"
 """The kind of run that this reader knows."""
 
-_KINDS = ("train", "guard", "probe", "reestimate", "refusal", "warning")
+_KINDS = ("train", "task", "guard", "probe", "reestimate", "refusal", "warning")
 
 
 def load_adaptation(directory: str | Path) -> Adaptation:
@@ -60,6 +60,7 @@ def load_adaptation(directory: str | Path) -> Adaptation:
         environment=mapping(about.get("environment")),
         subspace=_subspace(subspace) if subspace else None,
         steps=tuple(_task_step(*record) for record in log["train"]),
+        held_back=tuple(TaskStep(step, number(record.get("loss"))) for step, record in log["task"]),
         guard_steps=tuple(_guard_step(*record) for record in log["guard"]),
         probes=probes,
         reestimates=tuple(

@@ -169,6 +169,7 @@ class Adaptation:
     environment: dict[str, Any]
     subspace: Subspace | None
     steps: tuple[TaskStep, ...]
+    held_back: tuple[TaskStep, ...]
     guard_steps: tuple[GuardStep, ...]
     probes: tuple[Probe, ...]
     reestimates: tuple[Reestimate, ...]
