@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from cell_claims import claimed
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
@@ -145,18 +145,10 @@ def run(arguments: argparse.Namespace) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     for seed, rate, arm in itertools.product(arguments.seeds, arguments.rates, arguments.arms):
         target = arguments.out / f"{arm}_{rate:g}_{seed}.json"
-        claim = target.with_suffix(".claim")
-        if target.exists():
-            continue
-        try:
-            os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            continue
-        print(f"{arm} at {rate:g}, seed {seed}", flush=True)
-        try:
-            run_cell(arguments, arm, seed, rate, target)
-        finally:
-            claim.unlink()
+        with claimed(target) as mine:
+            if mine:
+                print(f"{arm} at {rate:g}, seed {seed}", flush=True)
+                run_cell(arguments, arm, seed, rate, target)
 
 
 def table(arguments: argparse.Namespace) -> None:

@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from cell_claims import claimed
 from datasets import Dataset
 from guard_peers import KlToStartTrainer, L2ToStart
 from guard_scoring import Judge, Scoring, UntilAligned
@@ -172,6 +172,8 @@ def run_cell(arguments: argparse.Namespace, task: str, arm: str, seed: int, targ
         trainer = GuardedSFTTrainer(**options, **guard)
     if arm == "l2":
         trainer.add_callback(L2ToStart(weight=arguments.l2_weight))
+    if arm == "plain":
+        scoring.points.append({"step": 0, "scores": judge.summary(start.model)})
     trainer.train()
     cell: dict[str, Any] = {
         "task": task,
@@ -222,18 +224,10 @@ def run(arguments: argparse.Namespace) -> None:
     """Work through the grid; a cell that another worker has taken is left to it."""
     for seed, task, arm in itertools.product(arguments.seeds, arguments.tasks, arguments.arms):
         target = arguments.out / f"cell_{task}_{arm.replace(' ', '').replace(',', '-')}_{seed}.json"
-        claim = target.with_suffix(".claim")
-        if target.exists():
-            continue
-        try:
-            os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            continue
-        print(f"{task}, {arm}, seed {seed}", flush=True)
-        try:
-            run_cell(arguments, task, arm, seed, target)
-        finally:
-            claim.unlink()
+        with claimed(target) as mine:
+            if mine:
+                print(f"{task}, {arm}, seed {seed}", flush=True)
+                run_cell(arguments, task, arm, seed, target)
 
 
 def table(arguments: argparse.Namespace) -> None:
@@ -254,14 +248,35 @@ def table(arguments: argparse.Namespace) -> None:
                     lines.setdefault(cell["arm"] + suffix, []).append(row)
             for name, one in cell.get("repairs", {}).items():
                 lines.setdefault(name, []).append(one["scores"] | {"strength": one["strength"]})
+        lines |= stopped_early(own, lines)
         order = [*ARMS, *REPAIRS]
         print(f"\n### {task}\n")
         print(
             "| arm | seeds | refused, unsafe | refused, safe | KL to start | task score | task loss | share | s/step |"
         )
         print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-        for name in sorted(lines, key=lambda one: (order.index(one.split(", step")[0]), one)):
+        for name in sorted(lines, key=lambda one: (order.index(one.split(", step")[0].split(", plain at")[0]), one)):
             print(_line(name, lines[name]))
+
+
+def stopped_early(cells: list[dict[str, Any]], lines: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Plain LoRA at the task loss that each other arm ends with: between its own points, linearly in the loss."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    keys = ("refusal", "over_refusal", "kl", "task_loss")
+    for cell in (one for one in cells if one["arm"] == "plain"):
+        points = sorted((point["scores"] for point in cell["points"]), key=lambda scores: -scores["task_loss"])
+        for name, rows in lines.items():
+            if name.startswith("plain"):
+                continue
+            wanted = sum(row["task_loss"] for row in rows) / len(rows)
+            for before, after in itertools.pairwise(points):
+                if before["task_loss"] >= wanted >= after["task_loss"]:
+                    span = before["task_loss"] - after["task_loss"]
+                    share = (before["task_loss"] - wanted) / span if span else 0.0
+                    values = {key: before[key] + share * (after[key] - before[key]) for key in keys}
+                    found.setdefault(f"{name}, plain at its task loss", []).append(values)
+                    break
+    return found
 
 
 def _line(name: str, rows: list[dict[str, Any]]) -> str:
