@@ -103,7 +103,7 @@ def show_subspace(subspace: object) -> None:
     rows = []
     for name, layer in subspace.layers.items():
         curve = [0.0, *subspace.energy_curve(name).tolist()]
-        marks = [curve[round(position * (len(curve) - 1) / 12)] for position in range(1, 13)]
+        marks = [curve[round(position * (len(curve) - 1) / 8)] for position in range(1, 9)]
         bars = "".join(_BARS[min(8, max(0, round(8 * value)))] for value in marks)
         agreement = "" if layer.half_agreement is None else f"{layer.half_agreement:.2f}"
         rows.append((name, str(layer.rank), f"{layer.energy:.0%}", bars, agreement))

@@ -159,7 +159,8 @@ def _subspace(run: Adaptation) -> list[str]:
     layers, facts = run.subspace.layers, run.subspace.facts
     text = f"The subspace covers {count(len(layers))} layers"
     if ranks := _range(layers, "rank"):
-        text += f" with {count(ranks[0])} to {count(ranks[2])} directions each"
+        span = count(ranks[0]) if ranks[0] == ranks[2] else f"{count(ranks[0])} to {count(ranks[2])}"
+        text += f" with {span} directions each"
     if energies := _range(layers, "energy"):
         text += f"; they capture {whole_percent(energies[1])} of the Fisher energy on average"
         text += f", {whole_percent(energies[0])} at the least"
