@@ -27,6 +27,9 @@ def repair(
     partial: bool = typer.Option(False, "--partial", help="Accept a subspace that covers only some layers."),
     unaligned: str = typer.Option(None, "--unaligned", help="The base before its alignment, for safe_lora."),
     threshold: float = typer.Option(0.5, "--threshold", help="Similarity below which safe_lora projects a layer."),
+    projected_layers: int = typer.Option(None, "--projected-layers", min=1, help="Or so many layers, for safe_lora."),
+    top_k: int = typer.Option(10, "--top-k", min=1, help="Leading singular vectors that intruder looks at."),
+    epsilon: float = typer.Option(0.5, "--epsilon", help="Cosine below which one of them is an intruder."),
     probe: list[str] = typer.Option(["builtin"], "--probe", help="Prompts with responses that must survive."),
     probe_samples: int = typer.Option(48, "--probe-samples", min=1, help="Samples of the probe."),
     task: list[str] = typer.Option([], "--task", help="Task data, to say what the repair costs."),
@@ -53,7 +56,7 @@ def repair(
             projection=projection,  # type: ignore[arg-type]
             partial=partial,
             unaligned=unaligned,
-            peers=PeerOptions(threshold=threshold),
+            peers=PeerOptions(threshold, projected_layers, top_k, epsilon),
             seed=seed,
         ),
         subspace=subspace,
