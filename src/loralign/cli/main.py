@@ -15,7 +15,7 @@ from loralign.errors import LoralignError
 
 app = typer.Typer(
     name="loralign",
-    help="Align a language model for several objectives through LoRA, and know what LoRA's geometry did to each.",
+    help="Align a language model for several objectives through LoRA, adapt it without losing that, and know both.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -35,7 +35,7 @@ def _version(value: bool) -> None:
 def _options(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
 ) -> None:
-    """Align a language model for several objectives through LoRA, and know what LoRA's geometry did to each."""
+    """Align a language model for several objectives through LoRA, adapt it without losing that, and know both."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

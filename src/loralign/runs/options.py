@@ -30,7 +30,7 @@ class RunArguments:
     load_in_4bit: bool = option(False, "Quantise the base to 4 bits; needs loralign[quantization].")
     lora_r: int = option(16, "LoRA rank.")
     lora_alpha: int = option(32, "LoRA alpha.")
-    lora_dropout: float = option(0.0, "LoRA dropout; TRL switches it off unless disable_dropout is false.")
+    lora_dropout: float = option(0.0, "LoRA dropout; in align TRL switches it off unless disable_dropout is false.")
     lora_target_modules: list[str] = field(
         default_factory=lambda: ["all-linear"], metadata={"help": "Module names, or all-linear."}
     )
