@@ -10,11 +10,7 @@ import torch
 from loralign.errors import ConfigError
 from loralign.models.dtype import DtypeName
 from loralign.training import GuardConfig
-
-
-def option(default: Any, text: str) -> Any:
-    """A field with a default and a line of help."""
-    return field(default=default, metadata={"help": text})
+from loralign.training.options import option
 
 
 @dataclass

@@ -9,9 +9,10 @@ from typing import Any
 from trl import DPOConfig
 
 from loralign.errors import ConfigError
-from loralign.runs.options import COMMON_DEFAULTS, GuardedArguments, check_budget, option
+from loralign.runs.options import COMMON_DEFAULTS, GuardedArguments, check_budget
 from loralign.runs.settings import Settings, changed_fields, plain_fields
 from loralign.training import GeometryConfig, GuardConfig
+from loralign.training.options import option
 
 
 @dataclass

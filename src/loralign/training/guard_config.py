@@ -10,13 +10,10 @@ from loralign.errors import ConfigError
 from loralign.guard import DriftController, PenaltyOptions, PenaltyWeights
 from loralign.guard.layer_subspace import Projection
 from loralign.guard.penalties.options import CurvatureForm, Geodesic
+from loralign.training.options import option
 
 Mode = Literal["penalty", "project", "measure"]
 Placement = Literal["loss", "decoupled"]
-
-
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass
@@ -45,13 +42,13 @@ class GuardConfig:
         default="hard",
         metadata={"help": "hard: every retained direction counts whole; soft: by its share of Fisher energy."},
     )
-    lambda_alignment: float = _option(0.25, "Weight of the curvature-weighted penalty on the alignment-critical part.")
-    lambda_stability: float = _option(0.5, "Weight of the penalty on the task part.")
-    lambda_collision: float = _option(0.1, "Weight of the collision terms, overlap and geodesic.")
-    collision_alpha: float = _option(0.5, "Share of the overlap in the collision terms; the rest is geodesic.")
-    overlap_beta: float = _option(4.0, "How much more the overlap counts where weights are large.")
-    overlap_tau: float = _option(0.01, "The size from which on a weight counts as large.")
-    overlap_rows: float = _option(1.0, "Share of the rows on which the overlap is computed; below 1 an estimate.")
+    lambda_alignment: float = option(0.25, "Weight of the curvature-weighted penalty on the alignment-critical part.")
+    lambda_stability: float = option(0.5, "Weight of the penalty on the task part.")
+    lambda_collision: float = option(0.1, "Weight of the collision terms, overlap and geodesic.")
+    collision_alpha: float = option(0.5, "Share of the overlap in the collision terms; the rest is geodesic.")
+    overlap_beta: float = option(4.0, "How much more the overlap counts where weights are large.")
+    overlap_tau: float = option(0.01, "The size from which on a weight counts as large.")
+    overlap_rows: float = option(1.0, "Share of the rows on which the overlap is computed; below 1 an estimate.")
     geodesic: Geodesic = field(
         default="row",
         metadata={"help": "row: shared input directions; frobenius: the paper's, zero for hard projection."},
@@ -62,20 +59,20 @@ class GuardConfig:
             "help": "Curvature in the task part's penalty: identity, diagonal or kronecker (both from task data)."
         },
     )
-    curvature_samples: int = _option(64, "Task samples that the curvature is estimated from.")
-    project_strength: float = _option(1.0, "Share of the part in the subspace that guard_mode project takes out.")
-    drift_budget: float | None = _option(
+    curvature_samples: int = option(64, "Task samples that the curvature is estimated from.")
+    project_strength: float = option(1.0, "Share of the part in the subspace that guard_mode project takes out.")
+    drift_budget: float | None = option(
         None,
         "Divergence from the start that may be lost, in nats per token of the probe's responses; sets the weights.",
     )
-    control_rate: float | None = _option(None, "Step size of the dual ascent that follows the budget.")
-    control_max: float = _option(1e4, "Largest factor by which the budget may raise the weights.")
-    control_entropy: float = _option(0.0, "How far a rise of the probe's predictive entropy lowers the weights.")
-    probe_every: int = _option(5, "Measure drift on the probe set every so many optimiser steps; 0 is off.")
-    probe_samples: int = _option(48, "Prompts of the probe set.")
-    reestimate_every: int = _option(1000, "Estimate the subspace again every so many optimiser steps; 0 is off.")
-    refusal_every: int = _option(0, "Generate answers to the probe's unsafe prompts every so many steps; 0 is off.")
-    guard_partial: bool = _option(False, "Accept a subspace that covers only some of the adapter's layers.")
+    control_rate: float | None = option(None, "Step size of the dual ascent that follows the budget.")
+    control_max: float = option(1e4, "Largest factor by which the budget may raise the weights.")
+    control_entropy: float = option(0.0, "How far a rise of the probe's predictive entropy lowers the weights.")
+    probe_every: int = option(5, "Measure drift on the probe set every so many optimiser steps; 0 is off.")
+    probe_samples: int = option(48, "Prompts of the probe set.")
+    reestimate_every: int = option(1000, "Estimate the subspace again every so many optimiser steps; 0 is off.")
+    refusal_every: int = option(0, "Generate answers to the probe's unsafe prompts every so many steps; 0 is off.")
+    guard_partial: bool = option(False, "Accept a subspace that covers only some of the adapter's layers.")
 
     def __post_init__(self) -> None:
         for name, form in (
