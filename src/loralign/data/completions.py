@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from torch import Tensor
 from trl.data_utils import common_prefix_length, is_conversational
 
 from loralign.data.batching import pad_sequences, padded_length
-from loralign.errors import DataError, ModelError
+from loralign.data.rendering import closed, encode, render, template_options
+from loralign.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ def _sequences(example: Mapping[str, Any], tokenizer: Any) -> tuple[list[int], l
     """Token ids of the prompt, and of prompt and response."""
     prompt, completion = example.get("prompt"), example.get("completion")
     if prompt is None and completion is None and example.get("text") is not None:
-        return [], _encode(_closed(example["text"], tokenizer), tokenizer)
+        return [], encode(closed(example["text"], tokenizer), tokenizer)
     if prompt is None or completion is None:
         missing = "prompt" if prompt is None else "completion"
         raise DataError(
@@ -171,47 +171,9 @@ def _sequences(example: Mapping[str, Any], tokenizer: Any) -> tuple[list[int], l
             fix="give every row prompt and completion, or text",
         )
     if is_conversational({"prompt": prompt}):
-        tools = example.get("tools")
-        options: dict[str, Any] = {
-            "tools": json.loads(tools) if isinstance(tools, str) else tools,
-            **(example.get("chat_template_kwargs") or {}),
-        }
+        options = template_options(example)
         return (
-            _render(prompt, tokenizer, add_generation_prompt=True, **options),
-            _render(prompt + completion, tokenizer, **options),
+            render(prompt, tokenizer, add_generation_prompt=True, **options),
+            render(prompt + completion, tokenizer, **options),
         )
-    return _encode(prompt, tokenizer), _encode(prompt + _closed(completion, tokenizer), tokenizer)
-
-
-def _encode(text: str, tokenizer: Any) -> list[int]:
-    return list(tokenizer(text=text)["input_ids"])
-
-
-def _closed(text: str, tokenizer: Any) -> str:
-    end: str | None = tokenizer.eos_token
-    if end is None:
-        raise ModelError(
-            "the tokenizer has no end-of-text token, which closes every response that is text",
-            place=str(tokenizer.name_or_path) or "tokenizer",
-            fix="set tokenizer.eos_token, or write the data as messages",
-        )
-    return text if text.endswith(end) else text + end
-
-
-def _render(messages: list[dict[str, Any]], tokenizer: Any, **options: Any) -> list[int]:
-    if tokenizer.chat_template is None and options.get("chat_template") is None:
-        raise ModelError(
-            "the tokenizer has no chat template, which data written as messages need",
-            place=str(tokenizer.name_or_path) or "tokenizer",
-            fix="use an instruction-tuned model, set tokenizer.chat_template, or write the data as text",
-        )
-    try:
-        rendered = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
-    except Exception as error:
-        # A template is a program of the model's author: it may raise anything for roles it does not know.
-        raise DataError(
-            f"the chat template refuses the roles {[message['role'] for message in messages]}: {error}",
-            place="completions",
-            fix="use the roles that the model's template knows",
-        ) from error
-    return list(rendered["input_ids"])
+    return encode(prompt, tokenizer), encode(prompt + closed(completion, tokenizer), tokenizer)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
+from trl.data_utils import common_prefix_length
 
 from loralign.data.preferences import Preferences, make_preferences
+from loralign.data.rendering import encode, render
 from loralign.errors import DataError
 
 Policy = Literal["drop", "truncate"]
@@ -69,11 +70,11 @@ def tokenize_pair(row: dict[str, Any], tokenizer: Any) -> PairTokens:
     if isinstance(prompt, str):
         end = tokenizer.eos_token or ""
         texts = [text if text.endswith(end) else text + end for text in (chosen, rejected)]
-        prompt_ids, *both = (list(tokenizer(text=prompt + text)["input_ids"]) for text in ("", *texts))
+        prompt_ids, *both = (encode(prompt + text, tokenizer) for text in ("", *texts))
     else:
-        prompt_ids = _apply_template(tokenizer, prompt, add_generation_prompt=True)
-        both = [_apply_template(tokenizer, prompt + completion) for completion in (chosen, rejected)]
-    start = min(_common_prefix(prompt_ids, ids) for ids in both)
+        prompt_ids = render(prompt, tokenizer, add_generation_prompt=True)
+        both = [render(prompt + completion, tokenizer) for completion in (chosen, rejected)]
+    start = min(common_prefix_length(prompt_ids, ids) for ids in both)
     return PairTokens(prompt_ids[:start], both[0][start:], both[1][start:])
 
 
@@ -149,22 +150,3 @@ def _check_limits(
             place=", ".join(preferences.sources),
             fix="use an instruction-tuned model, or write the data as plain text",
         )
-
-
-def _apply_template(tokenizer: Any, messages: list[dict[str, str]], **options: bool) -> list[int]:
-    try:
-        encoded = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
-    except Exception as error:
-        # A template is a program of the model's author: it may raise anything for roles it does not know.
-        raise DataError(
-            f"the chat template refuses the roles {[message['role'] for message in messages]}: {error}",
-            fix="use the roles that the model's template knows",
-        ) from error
-    return list(encoded["input_ids"])
-
-
-def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    for index, (one, other) in enumerate(zip(first, second, strict=False)):
-        if one != other:
-            return index
-    return min(len(first), len(second))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Any
 
@@ -10,7 +9,8 @@ from datasets import Dataset, Features, Sequence, Value
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length, is_conversational
 
-from loralign.errors import DataError, ModelError
+from loralign.data.rendering import closed, encode, render, template_options
+from loralign.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -92,25 +92,14 @@ def tokenise_pairs(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_len
 def _sequences(example: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], list[int]]:
     """Token ids of the prompt, of prompt + chosen and of prompt + rejected."""
     if is_conversational(example):
-        tools = example.get("tools")
-        options: dict[str, Any] = {
-            "tools": json.loads(tools) if isinstance(tools, str) else tools,
-            **(example.get("chat_template_kwargs") or {}),
-        }
+        options = template_options(example)
         return (
             prompt_ids(example["prompt"], tokenizer, **options),
-            _render(example["prompt"] + example["chosen"], tokenizer, **options),
-            _render(example["prompt"] + example["rejected"], tokenizer, **options),
-        )
-    end = tokenizer.eos_token
-    if end is None:
-        raise ModelError(
-            "the tokenizer has no end-of-text token, which closes every plain-text response",
-            place=str(tokenizer.name_or_path) or "tokenizer",
-            fix="set tokenizer.eos_token or use conversational data",
+            render(example["prompt"] + example["chosen"], tokenizer, **options),
+            render(example["prompt"] + example["rejected"], tokenizer, **options),
         )
     prompt = example["prompt"]
-    chosen, rejected = (text if text.endswith(end) else text + end for text in (example["chosen"], example["rejected"]))
+    chosen, rejected = (closed(text, tokenizer) for text in (example["chosen"], example["rejected"]))
     return (
         prompt_ids(prompt, tokenizer),
         prompt_ids(prompt + chosen, tokenizer),
@@ -127,16 +116,5 @@ def prompt_ids(
         ModelError: the prompt is a list of messages and the tokenizer has no chat template.
     """
     if isinstance(prompt, str):
-        return list(tokenizer(text=prompt)["input_ids"])
-    return _render(prompt, tokenizer, add_generation_prompt=True, **template_options)
-
-
-def _render(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, **template_options: Any) -> list[int]:
-    if tokenizer.chat_template is None and template_options.get("chat_template") is None:
-        raise ModelError(
-            "the tokenizer has no chat template, which conversational data need",
-            place=str(tokenizer.name_or_path) or "tokenizer",
-            fix="use an instruction-tuned model, set tokenizer.chat_template, or give prompts as plain text",
-        )
-    rendered = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **template_options)
-    return list(rendered["input_ids"])
+        return encode(prompt, tokenizer)
+    return render(prompt, tokenizer, add_generation_prompt=True, **template_options)
