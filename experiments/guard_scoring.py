@@ -13,8 +13,8 @@ from transformers import TrainerCallback
 
 from loralign.data import load_task, tokenise_completions
 from loralign.evaluation import PhraseJudge, completion_losses, generate_answers
-from loralign.guard import AlignmentSubspace, ProbeSet
-from loralign.runs.adapt_scores import update_share
+from loralign.guard import AlignmentSubspace, ProbeSet, total_share
+from loralign.lora import lora_layers
 
 
 class Judge:
@@ -58,7 +58,8 @@ class Judge:
             found["task_losses"] = [round(value, 4) for value in losses.tolist()]
             found["task_score"] = self._score(model)
         if subspace is not None:
-            found["share"] = update_share(model, subspace)
+            layers = lora_layers(model)
+            found["share"] = total_share(layers, subspace.match(layers))
         return found
 
     def drift(self, model: Any) -> Any:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loralign.errors import ConfigError
-from loralign.guard.projection import project, update_shares
+from loralign.guard.projection import project, total_share, update_shares
 from tests.guard.dense import projector
 from tests.guard.penalties.made import random_problem
 
@@ -88,6 +90,21 @@ def test_shares_are_those_of_the_dense_update():
     assert shares.dtype == torch.float64
     assert shares.tolist() == pytest.approx([float(inside.square().sum() / update.square().sum()), 0, 0])
     assert update_shares([], []).shape == (0,)
+
+
+def test_total_share_weighs_every_layer_by_its_update():
+    """Layers of different scaling: a share averaged over layers, or weighed by ``s`` for ``s²``, is another number."""
+    layers, subspaces, _ = random_problem(5)
+    layers = [replace(layer, scaling=scaling) for layer, scaling in zip(layers, (0.5, 2.0, 7.0), strict=False)]
+    subspaces = subspaces[: len(layers)]
+    updates = _updates(layers)
+    inside = [projector(one, len(update), "hard") @ update for one, update in zip(subspaces, updates, strict=True)]
+    expected = sum(float(one.square().sum()) for one in inside) / sum(float(one.square().sum()) for one in updates)
+    assert total_share(layers, subspaces) == pytest.approx(expected, rel=1e-9)
+    with torch.no_grad():
+        for layer in layers:
+            layer.B.zero_()
+    assert total_share(layers, subspaces) == 0.0
 
 
 @pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan"), [0.5, 0.5], [0.5, 0.5, 2.0]])

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from loralign.data.batching import pad_sequences, padded_length
 from loralign.errors import ConfigError, DataError
 from loralign.evaluation.tokenising import prompt_ids
-from loralign.evaluation.views import evaluating
+from loralign.guard.modes import evaluating
 
 Prompt = str | list[dict[str, Any]]
 """A plain text, which the model continues as it stands, or a conversation that ends with the user's turn."""

@@ -16,7 +16,8 @@ from loralign.errors import ConfigError, DataError, NonFiniteError
 from loralign.evaluation.divergence import token_statistics
 from loralign.evaluation.pairs import FloatArray, IntArray, PairScores
 from loralign.evaluation.rows import LogitRows, RowLogits
-from loralign.evaluation.views import adapter_view, check_adapter, evaluating
+from loralign.evaluation.views import adapter_view, check_adapter
+from loralign.guard.modes import evaluating
 
 # Logits computed at once: 32 MiB of float32, so that the passes over them stay near the processor's caches.
 _LOGITS_AT_ONCE = 2**23

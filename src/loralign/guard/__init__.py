@@ -10,7 +10,7 @@ from loralign.guard.monitors import GuardMonitors, GuardWarning, MonitorThreshol
 from loralign.guard.peers import PeerOptions
 from loralign.guard.penalties import GuardPenalty, PenaltyOptions, PenaltyResult, PenaltyWeights
 from loralign.guard.probe import ProbeDrift, ProbeSet
-from loralign.guard.projection import project, update_shares
+from loralign.guard.projection import project, total_share, update_shares
 from loralign.guard.proximal import proximal_step
 from loralign.guard.repair import repair
 from loralign.guard.repair_report import LayerRepair, RepairReport
@@ -42,5 +42,6 @@ __all__ = [
     "proximal_step",
     "repair",
     "soft_coefficients",
+    "total_share",
     "update_shares",
 ]

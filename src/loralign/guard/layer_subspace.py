@@ -59,7 +59,7 @@ class LayerSubspace:
 
 @dataclass(frozen=True)
 class SubspaceInfo:
-    """Where a subspace comes from.
+    """Where a subspace comes from; the defaults are for one that was made by hand.
 
     Attributes:
         model: name or path of the base model, if known.
@@ -80,21 +80,21 @@ class SubspaceInfo:
         passes: over the data.
     """
 
-    model: str | None
-    revision: str | None
-    fingerprint: str
-    data_fingerprint: str
-    kind: str
-    method: str
-    reduction: str
-    samples: int
-    tokens: int
-    energy: float | None
-    sketch_width: int
-    half_agreement: float | None
-    seed: int
-    created: str
-    version: str
+    model: str | None = None
+    revision: str | None = None
+    fingerprint: str = ""
+    data_fingerprint: str = ""
+    kind: str = "empirical"
+    method: str = "exact"
+    reduction: str = "mean"
+    samples: int = 0
+    tokens: int = 0
+    energy: float | None = None
+    sketch_width: int = 0
+    half_agreement: float | None = None
+    seed: int = 0
+    created: str = ""
+    version: str = ""
     passes: int = 1
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from loralign.data.completions import Completion, completion_batches
-from loralign.guard.probe import evaluating
+from loralign.guard.modes import evaluating
 from loralign.guard.responses import response_losses
 
 

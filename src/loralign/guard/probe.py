@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from loralign.data.completions import Completion, CompletionBatch, completion_batches
 from loralign.errors import DataError, NonFiniteError, StateError
 from loralign.guard.head import OutputHead
+from loralign.guard.modes import evaluating
 
 # Logits formed at once: 32 MiB of float32 for each side.
 _LOGITS_AT_ONCE = 2**23
@@ -234,15 +234,3 @@ def _check_head(found: Tensor, expected: Tensor) -> None:
             place="probe set",
             fix="measure the model that was cached; if its output embedding was exchanged or merged, cache again",
         )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off; every module gets its own training flag back."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

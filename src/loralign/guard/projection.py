@@ -9,7 +9,7 @@ from torch import Tensor
 
 from loralign.errors import ConfigError
 from loralign.guard.layer_subspace import LayerSubspace, Projection, soft_coefficients
-from loralign.lora import LoraFactors
+from loralign.lora import LoraFactors, factored_norm
 from loralign.lora.layers import working_dtype
 
 
@@ -67,3 +67,11 @@ def update_shares(layers: Sequence[LoraFactors], subspaces: Sequence[LayerSubspa
                 share = ((coordinates @ gram) * coordinates).sum() / total
         shares.append(share.cpu())
     return torch.stack(shares) if shares else torch.zeros(0, dtype=torch.float64)
+
+
+@torch.no_grad()
+def total_share(layers: Sequence[LoraFactors], subspaces: Sequence[LayerSubspace | None]) -> float:
+    """Share of the whole update that lies in the subspace, ``Σ‖U UᵀΔW‖²/Σ‖ΔW‖²`` over layers; 0 without an update."""
+    energies = torch.stack([layer.scaling * factored_norm(layer.B, layer.A) for layer in layers]).square().cpu()
+    total = float(energies.sum())
+    return float((energies * update_shares(layers, subspaces)).sum()) / total if total > 0 else 0.0

@@ -8,8 +8,8 @@ from typing import Any
 
 from loralign.data.completions import Completion
 from loralign.evaluation import Estimate, PhraseJudge, completion_losses, generate_answers, mean_estimate, safety_scores
-from loralign.guard import AlignmentSubspace, ProbeSet, update_shares
-from loralign.lora import factored_norm, lora_layers
+from loralign.guard import AlignmentSubspace, ProbeSet, total_share
+from loralign.lora import lora_layers
 from loralign.models import LoadedModel
 
 
@@ -62,6 +62,7 @@ def score_adaptation(
     """
     pad = loaded.tokenizer.pad_token_id
     model.eval()
+    layers = lora_layers(model)
     drift = ProbeSet(probe, pad_id=pad)
     with model.disable_adapter():
         drift.cache(model)
@@ -77,17 +78,8 @@ def score_adaptation(
         logprob_lost=mean_estimate(found.per_sample_lost),
         safety_before=safety_before,
         safety_after=None if judged is None else judge_answers(model, loaded, judged, "after"),
-        share=None if subspace is None else update_share(model, subspace),
+        share=None if subspace is None else total_share(layers, subspace.match(layers, partial=True)),
     )
-
-
-def update_share(model: Any, subspace: AlignmentSubspace) -> float:
-    """Share of ``‖ΔW‖²`` over all layers that lies in the subspace; 0 for an update that is zero."""
-    layers = lora_layers(model)
-    sizes = [float(layer.scaling * factored_norm(layer.B, layer.A)) ** 2 for layer in layers]
-    shares = update_shares(layers, subspace.match(layers, partial=True)).tolist()
-    total = sum(sizes)
-    return sum(size * share for size, share in zip(sizes, shares, strict=True)) / total if total > 0 else 0.0
 
 
 def judge_answers(model: Any, loaded: LoadedModel, judged: Any, moment: str) -> dict[str, Any]:

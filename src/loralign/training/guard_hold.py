@@ -20,9 +20,9 @@ from loralign.guard import (
     TaskCurvature,
     project,
     proximal_step,
-    update_shares,
+    total_share,
 )
-from loralign.lora import LoraFactors, canonical_name, factored_norm
+from loralign.lora import LoraFactors, canonical_name
 from loralign.training.guard_config import GuardConfig
 
 
@@ -87,9 +87,7 @@ class SubspaceHold:
 
     def share(self) -> float:
         """Share of the whole update's squared norm that lies in the subspace."""
-        sizes = torch.stack([layer.scaling * factored_norm(layer.B, layer.A) for layer in self.layers]).square()
-        total = float(sizes.sum())
-        return float((sizes * update_shares(self.layers, self.subspaces).to(sizes)).sum()) / total if total > 0 else 0.0
+        return total_share(self.layers, self.subspaces)
 
     def coupling(self) -> float:
         """Mean over layers of ``|cos∠(ΔW_A, ΔW_T)|`` under the projection of the configuration."""
