@@ -12,7 +12,6 @@ that Python, torch and the weights do not dilute the ratio.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import platform
 import resource
 import tempfile
@@ -25,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from arms import add_model_options, describe, make_batches, make_trainer, train_step, without_ids
+from children import in_child
 from loralign.training import GeometryConfig
 from ratios import add_output_options, compare, positive, show
 
@@ -58,7 +58,7 @@ def main() -> None:
     with tqdm(total=arguments.repeats * len(ARMS), unit="process") as bar:
         for repeat in range(arguments.repeats):
             for arm in ARMS if repeat % 2 else reversed(ARMS):
-                found[arm].append(in_child(arm, arguments))
+                found[arm].append(in_child(child, arm, arguments))
                 bar.update()
     peaks = {arm: [one.peak for one in children] for arm, children in found.items()}
     above = {arm: [one.peak - one.before for one in children] for arm, children in found.items()}
@@ -69,26 +69,6 @@ def main() -> None:
     settings = {**found["trl"][0].settings, "steps": arguments.steps, "repeats": arguments.repeats, "unit": "MiB"}
     samples = {**peaks, **{f"{arm} above the start": values for arm, values in above.items()}}
     show(arguments, rows, samples, settings)
-
-
-def in_child(arm: str, arguments: argparse.Namespace) -> Peak:
-    """Train in a process of its own, so that no arm inherits the other's peak.
-
-    Raises:
-        RuntimeError: the child died.
-    """
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=child, args=(arm, arguments, sender))
-    process.start()
-    sender.close()
-    try:
-        peak: Peak = receiver.recv()
-    except EOFError:
-        process.join()
-        raise RuntimeError(f"the process of arm {arm!r} ended with code {process.exitcode}") from None
-    process.join()
-    return peak
 
 
 def child(arm: str, arguments: argparse.Namespace, sender: Connection) -> None:

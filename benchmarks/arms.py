@@ -26,6 +26,20 @@ RANK = 16
 BATCHES = 4
 
 Batch = dict[str, Tensor]
+TRAINING: dict[str, Any] = {
+    "max_steps": 1_000_000,
+    "learning_rate": 1e-4,
+    "lr_scheduler_type": "constant",
+    "max_length": LENGTH,
+    "pad_to_multiple_of": LENGTH,
+    # The base is in bfloat16 where that is fast and LoRA in float32: autocast has nothing to add.
+    "bf16": False,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": not torch.cuda.is_available(),
+}
+"""Of every trainer here."""
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -61,20 +75,10 @@ def make_trainer(arguments: argparse.Namespace, directory: Path, geometry: Geome
         "model": loaded.model,
         "args": DPOConfig(
             output_dir=str(directory),
-            max_steps=1_000_000,
             per_device_train_batch_size=PAIRS,
-            learning_rate=1e-4,
-            lr_scheduler_type="constant",
-            max_length=LENGTH,
-            pad_to_multiple_of=LENGTH,
             gradient_checkpointing=arguments.gradient_checkpointing,
-            # The base is in bfloat16 where that is fast and LoRA in float32: autocast has nothing to add.
-            bf16=False,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
             seed=arguments.seed,
-            use_cpu=not torch.cuda.is_available(),
+            **TRAINING,
         ),
         "train_dataset": dataset.select(chosen),
         "processing_class": loaded.tokenizer,

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -33,6 +32,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
+from children import in_child
 from loralign.guard.layer_subspace import LayerSubspace
 from loralign.guard.penalties import GuardPenalty, PenaltyOptions, PenaltyWeights
 from loralign.guard.projection import project
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true", help="count CPU seconds; see align_step.py")
     add_output_options(parser)
     arguments = parser.parse_args()
-    memory = {arm: [in_child(arm, arguments)] for arm in MEMORY_ARMS}
+    memory = {arm: [in_child(child, arm, arguments)] for arm in MEMORY_ARMS}
     layers, subspaces = make_problem(arguments)
     check(layers, subspaces)
     clock = Clock(cpu=arguments.cpu_time)
@@ -163,26 +163,6 @@ def check(layers: list[LoraFactors], subspaces: list[LayerSubspace]) -> None:
     expected = dense_backward(layers[:7], subspaces[:7], OPTIONS)
     if not math.isclose(found, expected, rel_tol=1e-4):
         raise RuntimeError(f"the penalty is {found}, and by the dense formula {expected}")
-
-
-def in_child(arm: str, arguments: argparse.Namespace) -> float:
-    """MiB that one call of an arm needs, in a process of its own.
-
-    Raises:
-        RuntimeError: the process died.
-    """
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=child, args=(arm, arguments, sender))
-    process.start()
-    sender.close()
-    try:
-        needed: float = receiver.recv()
-    except EOFError:
-        process.join()
-        raise RuntimeError(f"the process of arm {arm!r} ended with code {process.exitcode}") from None
-    process.join()
-    return needed
 
 
 def child(arm: str, arguments: argparse.Namespace, sender: Connection) -> None:

@@ -28,7 +28,7 @@ import torch
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
-from arms import add_model_options, describe
+from arms import LENGTH, TRAINING, add_model_options, describe
 from loralign.data import load_alignment_data, tokenise_completions
 from loralign.guard import AlignmentSubspace, estimate_fisher
 from loralign.lora import lora_layers
@@ -38,7 +38,6 @@ from ratios import Comparison, add_output_options, compare, positive, show
 from timing import Clock, interleave
 
 SAMPLES = 16
-LENGTH = 128
 BATCHES = 4
 DIRECTIONS = 32
 ARMS: dict[str, dict[str, Any] | None] = {
@@ -88,19 +87,10 @@ def make_trainer(arguments: argparse.Namespace, directory: Path) -> tuple[SFTTra
         model=loaded.model,
         args=SFTConfig(
             output_dir=str(directory),
-            max_steps=1_000_000,
             per_device_train_batch_size=SAMPLES,
-            learning_rate=1e-4,
-            lr_scheduler_type="constant",
-            max_length=LENGTH,
-            pad_to_multiple_of=LENGTH,
             gradient_checkpointing=arguments.gradient_checkpointing,
-            bf16=False,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
             seed=arguments.seed,
-            use_cpu=not torch.cuda.is_available(),
+            **TRAINING,
         ),
         train_dataset=kept.select_columns(["prompt", "completion"]),
         processing_class=loaded.tokenizer,

@@ -102,24 +102,7 @@ def make_subspace(model: Any, seed: int) -> AlignmentSubspace:
         basis = torch.linalg.qr(torch.randn(layer.shape[0], DIRECTIONS, generator=generator)).Q
         eigenvalues = torch.rand(DIRECTIONS, generator=generator).sort(descending=True).values
         layers[canonical_name(layer.name)] = LayerSubspace(basis, eigenvalues, float(eigenvalues.sum()), layer.shape[1])
-    info = SubspaceInfo(
-        model=None,
-        revision=None,
-        fingerprint="",
-        data_fingerprint="",
-        kind="random",
-        method="exact",
-        reduction="mean",
-        samples=0,
-        tokens=0,
-        energy=None,
-        sketch_width=0,
-        half_agreement=None,
-        seed=seed,
-        created="",
-        version="",
-    )
-    return AlignmentSubspace(layers, info)
+    return AlignmentSubspace(layers, SubspaceInfo(kind="random", seed=seed))
 
 
 def arms(model: Any, unaligned: Any, clock: Clock, seed: int) -> dict[str, Callable[[int], None]]:

@@ -20,6 +20,16 @@ class Outcome:
         self.code, self.out, self.err = code, out, err
 
 
+def assert_refused(result: Outcome, *words: str) -> None:
+    """One line on the error stream that holds all words, status 2, and no stack trace."""
+    assert result.code == 2, result.out + result.err
+    lines = [line for line in result.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.err
+    assert "Traceback" not in result.err
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return with_template(write_model(tmp_path_factory.mktemp("model") / "tiny"))

@@ -9,17 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.cli.conftest import SMALL, with_template, write_pairs
+from tests.cli.conftest import SMALL, assert_refused, with_template, write_pairs
 from tests.models.tiny_models import write_adapter, write_model
-
-
-def _refused(result, *words):
-    assert result.code == 2, result.out + result.err
-    lines = [line for line in result.err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, result.err
-    assert "Traceback" not in result.err
-    for word in words:
-        assert word in lines[0], lines[0]
 
 
 @pytest.mark.parametrize(
@@ -37,28 +28,30 @@ def test_faulty_rows(loralign, model, tmp_path, changes, words):
     path = write_pairs(tmp_path / "pairs.jsonl", **changes)
     objectives = ("--objectives", "helpful", "honest", "harmless")
     result = loralign("align", "--model", model, "--data", path, "--output_dir", "out", *objectives, *SMALL)
-    _refused(result, *words)
+    assert_refused(result, *words)
     assert not (tmp_path / "out").exists()
 
 
 def test_missing_column_and_empty_objective(loralign, model, data, tmp_path):
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     (tmp_path / "bare.jsonl").write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in rows))
-    _refused(loralign("align", "--model", model, "--data", "bare.jsonl", "--output_dir", "out"), "bare.jsonl", "chosen")
+    assert_refused(
+        loralign("align", "--model", model, "--data", "bare.jsonl", "--output_dir", "out"), "bare.jsonl", "chosen"
+    )
     objectives = ("--objectives", "helpful", "honest", "harmless", "brave")
-    _refused(loralign("align", "--model", model, "--data", data, "--output_dir", "out", *objectives), "brave")
+    assert_refused(loralign("align", "--model", model, "--data", data, "--output_dir", "out", *objectives), "brave")
 
 
 def test_a_model_that_is_not_there(loralign, data):
-    _refused(loralign("align", "--model", "./nowhere", "--data", data, "--output_dir", "out"), "./nowhere")
-    _refused(loralign("align", "--model", "smollm2-135m-instrukt", "--data", data), "smollm2-135m-instruct")
+    assert_refused(loralign("align", "--model", "./nowhere", "--data", data, "--output_dir", "out"), "./nowhere")
+    assert_refused(loralign("align", "--model", "smollm2-135m-instrukt", "--data", data), "smollm2-135m-instruct")
 
 
 def test_a_target_module_that_matches_nothing(loralign, model, data):
     result = loralign(
         "align", "--model", model, "--data", data, "--output_dir", "out", "--lora_target_modules", "q_prog"
     )  # fmt: skip
-    _refused(result, "q_prog", "q_proj", "lora_target_modules")
+    assert_refused(result, "q_prog", "q_proj", "lora_target_modules")
 
 
 def test_adapters_that_do_not_fit(loralign, model, data, tmp_path):
@@ -76,42 +69,44 @@ def test_adapters_that_do_not_fit(loralign, model, data, tmp_path):
 
     key = next(iter(load_file(good / "adapter_model.safetensors")))
     infinite = spoiled("infinite", lambda tensors: tensors[key].fill_(float("nan")))
-    _refused(loralign("evaluate", infinite, "--data", data, "--model", model), "finite")
+    assert_refused(loralign("evaluate", infinite, "--data", data, "--model", model), "finite")
     narrow = spoiled("narrow", lambda tensors: tensors.update({key: tensors[key][:, :-1].contiguous()}))
-    _refused(loralign("evaluate", narrow, "--data", data, "--model", model), key.split(".lora")[0].split("model.")[-1])
+    assert_refused(
+        loralign("evaluate", narrow, "--data", data, "--model", model), key.split(".lora")[0].split("model.")[-1]
+    )
     other = with_template(write_model(tmp_path / "other", hidden=64))
-    _refused(loralign("evaluate", good, "--data", data, "--model", other), "other")
+    assert_refused(loralign("evaluate", good, "--data", data, "--model", other), "other")
     pickled = shutil.copytree(good, tmp_path / "pickled")
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
-    _refused(loralign("evaluate", pickled, "--data", data, "--model", model), "adapter_model.bin")
+    assert_refused(loralign("evaluate", pickled, "--data", data, "--model", model), "adapter_model.bin")
 
 
 def test_an_output_directory_in_use(loralign, model, data, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
     words = ("align", "--model", model, "--data", data, "--output_dir", "out", *SMALL)
-    _refused(loralign(*words), "out", "--overwrite")
-    _refused(loralign(*words, "--overwrite"), "not left by an earlier run")
+    assert_refused(loralign(*words), "out", "--overwrite")
+    assert_refused(loralign(*words, "--overwrite"), "not left by an earlier run")
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
 
 
 def test_settings(loralign, tmp_path):
     (tmp_path / "recipe.yaml").write_text("learning_rat: 1.0e-4\n")
-    _refused(loralign("align", "--config", "recipe.yaml"), "learning_rat", "recipe.yaml", "learning_rate")
+    assert_refused(loralign("align", "--config", "recipe.yaml"), "learning_rat", "recipe.yaml", "learning_rate")
     (tmp_path / "recipe.yaml").write_text("- a\n- b\n")
-    _refused(loralign("align", "--config", "recipe.yaml"), "mapping")
+    assert_refused(loralign("align", "--config", "recipe.yaml"), "mapping")
     (tmp_path / "recipe.yaml").write_text("a: [1\n")
-    _refused(loralign("align", "--config", "recipe.yaml"), "YAML")
+    assert_refused(loralign("align", "--config", "recipe.yaml"), "YAML")
     (tmp_path / "recipe.yaml").write_text("learning_rate: fast\n")
-    _refused(loralign("align", "--config", "recipe.yaml"), "fast")
-    _refused(loralign("align", "--config", "missing.yaml"), "missing.yaml")
-    _refused(loralign("align", "--max_stepz", "3"), "max_stepz", "max_steps")
-    _refused(loralign("align", "--weighting", "gei"), "did you mean 'geo'")
-    _refused(loralign("align", "--target_weights", "honest"), "NAME=NUMBER")
-    _refused(loralign("align", "--loss_type", "aot"), "aot")
-    _refused(loralign("align", "--dtype", "int7"), "int7")
-    _refused(loralign("evaluate"), "adapter")
-    _refused(loralign("evaluat"), "evaluat")
+    assert_refused(loralign("align", "--config", "recipe.yaml"), "fast")
+    assert_refused(loralign("align", "--config", "missing.yaml"), "missing.yaml")
+    assert_refused(loralign("align", "--max_stepz", "3"), "max_stepz", "max_steps")
+    assert_refused(loralign("align", "--weighting", "gei"), "did you mean 'geo'")
+    assert_refused(loralign("align", "--target_weights", "honest"), "NAME=NUMBER")
+    assert_refused(loralign("align", "--loss_type", "aot"), "aot")
+    assert_refused(loralign("align", "--dtype", "int7"), "int7")
+    assert_refused(loralign("evaluate"), "adapter")
+    assert_refused(loralign("evaluat"), "evaluat")
     assert not (tmp_path / "runs").exists()
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from loralign.guard import AlignmentSubspace
 from loralign.lora import lora_layers
+from tests.cli.conftest import SMALL, assert_refused
 from tests.cli.guarding import FISHER, QUICK, write_alignment, write_task
 
 
@@ -156,98 +158,88 @@ def test_repair_within_a_budget(loralign: Any, guarded: Any, kept: Path) -> None
     assert 0 < found["report"]["strength"] < 1
 
 
-def _refused(result: Any, *words: str) -> None:
-    assert result.code == 2, result.out + result.err
-    lines = [line for line in result.err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, result.err
-    for word in words:
-        assert word in lines[0], lines[0]
-
-
 class TestFaults:
     def test_nothing_is_cleared_that_the_run_needs(
         self, loralign: Any, guarded: Any, model: Path, task: Path, kept: Path, tmp_path: Path
     ) -> None:
-        import shutil
-
         shutil.copytree(guarded.directory, tmp_path / "runs")
         words = ("--data", task, "--alignment_data", kept, "--output_dir", "runs", "--overwrite", "true", *QUICK)
-        _refused(loralign("adapt", model, *words, "--guard", "runs/subspace"), "runs/subspace", "needs")
-        _refused(loralign("adapt", "runs/adapter", *words), "runs/adapter", "needs")
+        assert_refused(loralign("adapt", model, *words, "--guard", "runs/subspace"), "runs/subspace", "needs")
+        assert_refused(loralign("adapt", "runs/adapter", *words), "runs/adapter", "needs")
         assert (tmp_path / "runs/subspace").is_dir()
         # A fault that shows late leaves an earlier run as it was, too.
-        _refused(loralign("adapt", "no-such-model", *words), "no-such-model")
+        assert_refused(loralign("adapt", "no-such-model", *words), "no-such-model")
         assert json.loads((tmp_path / "runs/run.json").read_text())["status"] == "finished"
 
     def test_task_files_of_two_forms(self, loralign: Any, model: Path, task: Path, kept: Path, tmp_path: Path) -> None:
         (tmp_path / "text.jsonl").write_text('{"text": "plain"}\n' * 4)
         words = ("--data", task, "text.jsonl", "--alignment_data", kept, "--output_dir", "out", *QUICK)
-        _refused(loralign("adapt", model, *words), "text.jsonl", "completion")
+        assert_refused(loralign("adapt", model, *words), "text.jsonl", "completion")
         assert not (tmp_path / "out").exists()
 
     def test_budget_without_a_guard(self, loralign: Any, model: Path, task: Path, data: Path) -> None:
         words = ("--guard", "none", "--drift_budget", "0.1")
-        _refused(loralign("adapt", model, "--data", task, *words), "needs a guard")
-        _refused(loralign("align", "--model", model, "--data", data, *words), "needs a guard")
+        assert_refused(loralign("adapt", model, "--data", task, *words), "needs a guard")
+        assert_refused(loralign("align", "--model", model, "--data", data, *words), "needs a guard")
 
     def test_recipe_values(self, loralign: Any, model: Path, task: Path, tmp_path: Path) -> None:
         (tmp_path / "recipe.yaml").write_text(f"data: {task}\nprobe_samples: 6.5\n")
-        _refused(loralign("adapt", model, "--config", "recipe.yaml"), "probe_samples", "6.5")
+        assert_refused(loralign("adapt", model, "--config", "recipe.yaml"), "probe_samples", "6.5")
 
     def test_no_refusals(self, loralign: Any, model: Path, task: Path, tmp_path: Path) -> None:
         only_safe = write_alignment(tmp_path / "safe.jsonl", labels=("safe",))
         result = loralign("adapt", model, "--data", task, "--alignment_data", only_safe, "--output_dir", "out", *QUICK)
-        _refused(result, "no refusals", "safe.jsonl")
+        assert_refused(result, "no refusals", "safe.jsonl")
         assert not (tmp_path / "out").exists()
-        _refused(loralign("fisher", model, "--data", only_safe, "-o", "out", *FISHER), "no refusals")
+        assert_refused(loralign("fisher", model, "--data", only_safe, "-o", "out", *FISHER), "no refusals")
         assert not (tmp_path / "out").exists()
 
     def test_too_few_samples(self, loralign: Any, model: Path, kept: Path, tmp_path: Path) -> None:
         few = ("--target-modules", "q_proj", "--samples", "2", "--rank", "32")
-        _refused(loralign("fisher", model, "--data", kept, "-o", "out", *few), "2 samples", "agree")
+        assert_refused(loralign("fisher", model, "--data", kept, "-o", "out", *few), "2 samples", "agree")
         assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize("budget", ["0", "-1", "nan"])
     def test_budget(self, loralign: Any, model: Path, task: Path, kept: Path, tmp_path: Path, budget: str) -> None:
         words = ("--data", task, "--alignment_data", kept, "--output_dir", "out", f"--drift_budget={budget}")
-        _refused(loralign("adapt", model, *words, *QUICK), "budget")
+        assert_refused(loralign("adapt", model, *words, *QUICK), "budget")
         assert not (tmp_path / "out").exists()
 
     def test_repair_budget(self, loralign: Any, guarded: Any, kept: Path, tmp_path: Path) -> None:
         words = ("repair", guarded.adapter, "--subspace", guarded.directory / "subspace", "--probe", kept, "-o", "out")
-        _refused(loralign(*words, "--drift-budget=-1"), "budget")
-        _refused(loralign(*words, "--strength", "1.5"), "1.5")
-        _refused(loralign(*words, "--method", "fischer"), "fisher")
+        assert_refused(loralign(*words, "--drift-budget=-1"), "budget")
+        assert_refused(loralign(*words, "--strength", "1.5"), "1.5")
+        assert_refused(loralign(*words, "--method", "fischer"), "fisher")
         assert not (tmp_path / "out").exists()
 
     def test_subspace_of_other_layers(self, loralign: Any, guarded: Any, model: Path, task: Path, kept: Path) -> None:
         words = ("--data", task, "--alignment_data", kept, "--guard", guarded.directory / "subspace", *QUICK)
-        _refused(
+        assert_refused(
             loralign("adapt", model, *words, "--output_dir", "a", "--lora_target_modules", "up_proj"), "covers none"
         )
-        _refused(
+        assert_refused(
             loralign("adapt", model, *words, "--output_dir", "b", "--lora_target_modules", "q_proj", "up_proj"),
             "lacks",
             "up_proj",
         )
 
     def test_altered_subspace(self, loralign: Any, guarded: Any, tmp_path: Path) -> None:
-        import shutil
-
         copy = tmp_path / "copy"
         shutil.copytree(guarded.directory / "subspace", copy)
         file = copy / "subspace.safetensors"
         file.write_bytes(file.read_bytes()[:-8])
-        _refused(loralign("fisher", "show", copy), "truncated or was altered")
+        assert_refused(loralign("fisher", "show", copy), "truncated or was altered")
 
     def test_no_task(self, loralign: Any, model: Path, kept: Path, tmp_path: Path) -> None:
-        _refused(loralign("adapt", model, "--alignment_data", kept, "--output_dir", "out"), "--data")
+        assert_refused(loralign("adapt", model, "--alignment_data", kept, "--output_dir", "out"), "--data")
         faulty = write_task(tmp_path / "task.jsonl", messages=[])
-        _refused(loralign("adapt", model, "--data", faulty, "--output_dir", "out", *QUICK), "task.jsonl:2")
+        assert_refused(loralign("adapt", model, "--data", faulty, "--output_dir", "out", *QUICK), "task.jsonl:2")
         assert not (tmp_path / "out").exists()
 
     def test_unknown_key(self, loralign: Any, model: Path, task: Path) -> None:
-        _refused(loralign("adapt", model, "--data", task, "--lambda_aligment", "1"), "did you mean --lambda_alignment?")
+        assert_refused(
+            loralign("adapt", model, "--data", task, "--lambda_aligment", "1"), "did you mean --lambda_alignment?"
+        )
 
 
 def test_probe_in_the_training_data_is_told(
@@ -267,8 +259,6 @@ def test_probe_in_the_training_data_is_told(
 
 
 def test_align_takes_a_guard(loralign: Any, model: Path, data: Path, kept: Path, tmp_path: Path) -> None:
-    from tests.cli.conftest import SMALL
-
     result = loralign(
         "align", "--model", model, "--data", data, "--guard", "auto", "--alignment_data", kept, "--guard_mode",
         "project", "--probe_every", "1", "--output_dir", "out", *SMALL,

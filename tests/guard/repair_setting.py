@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from loralign.guard.repair_methods import update_curvatures
 from loralign.guard.subspace import AlignmentSubspace, LayerSubspace, SubspaceInfo
 from loralign.lora import LoraFactors, canonical_name, lora_layers
 
@@ -29,24 +30,7 @@ def made_subspace(
         eigenvalues = loudness(name) * (torch.rand(rank, generator=generator) + 0.1).sort(descending=True).values
         if only(name):
             layers[name] = LayerSubspace(basis, eigenvalues, trace=2 * float(eigenvalues.sum()), columns=n)
-    info = SubspaceInfo(
-        model=None,
-        revision=None,
-        fingerprint="",
-        data_fingerprint="",
-        kind="empirical",
-        method="exact",
-        reduction="mean",
-        samples=1,
-        tokens=1,
-        energy=None,
-        sketch_width=0,
-        half_agreement=None,
-        seed=seed,
-        created="",
-        version="",
-    )
-    return AlignmentSubspace(layers, info)
+    return AlignmentSubspace(layers, SubspaceInfo(seed=seed))
 
 
 def dense_updates(layers: Sequence[LoraFactors]) -> list[Tensor]:
@@ -57,3 +41,10 @@ def dense_updates(layers: Sequence[LoraFactors]) -> list[Tensor]:
 def factors(model: nn.Module) -> list[Tensor]:
     """Copies of ``A`` and ``B`` of every layer, in turn."""
     return [factor.detach().clone() for layer in lora_layers(model) for factor in (layer.A, layer.B)]
+
+
+def drift_of_the_subspace(model, subspace):
+    """Energy left in the subspace: what a Fisher quadratic would call the drift."""
+    layers = lora_layers(model)
+    damages, _ = update_curvatures(layers, subspace.match(layers))
+    return float(damages.sum())

@@ -23,21 +23,7 @@ from tests.evaluation import models
 from tests.integration.children import Child, start_pair
 from tests.training import runs
 
-COMMON: dict[str, Any] = {
-    "per_device_train_batch_size": 6,
-    "max_steps": 4,
-    "learning_rate": 1e-2,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "report_to": "none",
-    "bf16": False,
-    "use_cpu": True,
-    "disable_tqdm": True,
-    "lr_scheduler_type": "constant",
-    "dataloader_pin_memory": False,
-    "remove_unused_columns": False,
-    "seed": 3,
-}
+COMMON = {**runs.SETTINGS, "remove_unused_columns": False}
 
 
 class Seen:
@@ -67,7 +53,7 @@ def sft(output: Path, geometry: GeometryConfig | None, **options: Any) -> SFTTra
     with warnings.catch_warnings():
         # TRL sets a field that transformers has renamed.
         warnings.simplefilter("ignore", FutureWarning)
-        args = SFTConfig(output_dir=str(output), max_length=96, gradient_checkpointing=False, **{**COMMON, **options})
+        args = SFTConfig(output_dir=str(output), max_length=96, **{**COMMON, **options})
     trainer = SFTTrainer(
         model=models.build("llama"),
         args=args,
@@ -101,7 +87,11 @@ def plain(output: Path, geometry: GeometryConfig | None, **options: Any) -> Trai
 
     trainer = Trainer(
         model=get_peft_model(models.build("llama"), LoraConfig(**runs.LORA)),
-        args=TrainingArguments(output_dir=str(output), **{**COMMON, **options}),
+        # Off by itself here, and deprecated under this name, which only TRL's configurations still need.
+        args=TrainingArguments(
+            output_dir=str(output),
+            **{key: value for key, value in {**COMMON, **options}.items() if key != "gradient_checkpointing"},
+        ),
         train_dataset=dataset,
         data_collator=collate,
     )

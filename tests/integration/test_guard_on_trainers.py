@@ -22,21 +22,7 @@ from tests.evaluation import models
 from tests.training import guard_runs, runs
 
 PROBE = GuardData(probe=guard_runs.completions(6, seed=9))
-COMMON: dict[str, Any] = {
-    "per_device_train_batch_size": 6,
-    "max_steps": 3,
-    "learning_rate": 1e-2,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "report_to": "none",
-    "bf16": False,
-    "use_cpu": True,
-    "disable_tqdm": True,
-    "lr_scheduler_type": "constant",
-    "dataloader_pin_memory": False,
-    "gradient_checkpointing": False,
-    "seed": 3,
-}
+COMMON = {**runs.SETTINGS, "max_steps": 3}
 
 
 def _sft(output: Path) -> Any:

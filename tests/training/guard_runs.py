@@ -50,23 +50,7 @@ def subspace(rank: int = 3, count: int = 16) -> AlignmentSubspace:
 
 
 def sft_config(output: Path, **options: Any) -> SFTConfig:
-    settings: dict[str, Any] = {
-        "output_dir": str(output),
-        "per_device_train_batch_size": 6,
-        "max_steps": 4,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "bf16": False,
-        "use_cpu": True,
-        "gradient_checkpointing": False,
-        "max_length": 64,
-        "disable_tqdm": True,
-        "lr_scheduler_type": "constant",
-        "dataloader_pin_memory": False,
-        "seed": 3,
-    }
+    settings = {**runs.SETTINGS, "output_dir": str(output), "max_length": 64}
     with warnings.catch_warnings():
         # TRL's own default for a field that transformers has renamed.
         warnings.simplefilter("ignore", FutureWarning)

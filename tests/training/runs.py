@@ -40,25 +40,26 @@ def pairs(count: int = 24, seed: int = 0) -> Dataset:
     return Dataset.from_list(rows)
 
 
+SETTINGS: dict[str, Any] = {
+    "per_device_train_batch_size": 6,
+    "max_steps": 4,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "bf16": False,
+    "use_cpu": True,
+    "gradient_checkpointing": False,
+    "disable_tqdm": True,
+    "lr_scheduler_type": "constant",
+    "dataloader_pin_memory": False,
+    "seed": 3,
+}
+"""Of every tiny training."""
+
+
 def dpo_config(output: Path, **options: Any) -> DPOConfig:
-    settings: dict[str, Any] = {
-        "output_dir": str(output),
-        "per_device_train_batch_size": 6,
-        "per_device_eval_batch_size": 6,
-        "max_steps": 4,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "bf16": False,
-        "use_cpu": True,
-        "gradient_checkpointing": False,
-        "max_length": 64,
-        "disable_tqdm": True,
-        "lr_scheduler_type": "constant",
-        "dataloader_pin_memory": False,
-        "seed": 3,
-    }
+    settings = {**SETTINGS, "output_dir": str(output), "per_device_eval_batch_size": 6, "max_length": 64}
     with warnings.catch_warnings():
         # TRL's own default for a field that transformers has renamed.
         warnings.simplefilter("ignore", FutureWarning)

@@ -90,7 +90,7 @@ def test_a_subspace_file_finds_its_layers_by_name():
     layers = lora_layers(model)
     generator = torch.Generator().manual_seed(3)
     found = {canonical_name(one.name): random_subspace(generator, *one.shape, 4) for one in reversed(layers[3:])}
-    info = SubspaceInfo(*[None] * len(SubspaceInfo.__dataclass_fields__))
+    info = SubspaceInfo()
     subspace = AlignmentSubspace(found, info)
     matched = subspace.match(layers, partial=True)
     penalty = GuardPenalty(layers, matched, subspace.scale)
