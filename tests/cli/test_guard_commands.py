@@ -98,8 +98,12 @@ def test_fisher_estimates_shows_and_draws(loralign: Any, model: Path, kept: Path
     shown = loralign("fisher", "show", "found", "--json", "--picture", "energy.html")
     described = json.loads(shown.out.strip().splitlines()[-1])
     assert described["samples"] == 12
+    assert described["response_tokens"] == 2
     assert set(described["layers"]) == set(AlignmentSubspace.load(tmp_path / "found").layers)
     assert "Fisher" in (tmp_path / "energy.html").read_text()
+    whole = loralign("fisher", model, "--data", kept, "-o", "whole", "--response-tokens", "0", *FISHER)
+    assert "whole responses" in whole.out
+    assert AlignmentSubspace.load(tmp_path / "whole").info.tokens > AlignmentSubspace.load(tmp_path / "found").info.tokens
 
 
 def test_adapter_as_start_is_merged(

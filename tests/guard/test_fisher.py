@@ -256,6 +256,21 @@ def test_long_samples_are_cut_at_the_end():
         assert torch.equal(got.layers[name].basis, layer.basis)
 
 
+def test_the_opening_of_a_response_alone_can_count():
+    model, samples = zoo.lora_model(), fisher_oracles.completions()
+    cut = [Completion(one.ids[: max(one.prompt_length, 1) + 2], one.prompt_length, row=one.row) for one in samples]
+    assert any(len(one.ids) < len(whole.ids) for one, whole in zip(cut, samples, strict=True))
+    want = _estimate(model, cut, rank=3)
+    got = _estimate(model, samples, rank=3, response_tokens=2)
+    assert got.info.response_tokens == 2
+    assert want.info.response_tokens is None
+    assert got.info.tokens == want.info.tokens <= 2 * len(samples)
+    for name, layer in want.layers.items():
+        assert torch.equal(got.layers[name].basis, layer.basis)
+    with pytest.raises(ConfigError, match="response_tokens is 0"):
+        _estimate(model, samples, response_tokens=0)
+
+
 def test_a_dataset_is_tokenised():
     rows = {"prompt": ["ab", "bcd", "c", "dd"], "completion": ["ba", "c", "ddab", "a"], "label": ["unsafe", "safe"] * 2}
     tokenizer = _letters()

@@ -42,6 +42,9 @@ def fisher(
     dtype: str = typer.Option("auto", "--dtype", help="Base weights: auto, float32, bfloat16 or float16."),
     load_in_4bit: bool = typer.Option(False, "--load-in-4bit", help="Quantise the base."),
     revision: str = typer.Option(None, "--revision", help="Hub revision of the model."),
+    response_tokens: int = typer.Option(
+        None, "--response-tokens", min=0, help="First response tokens that count: 2 by default; 0 is all of them."
+    ),
     seed: int = typer.Option(0, "--seed"),
     picture: Path | None = typer.Option(None, "--picture", help="Draw the energy curves into this HTML file."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
@@ -81,6 +84,7 @@ def fisher(
             max_rank=max_rank,
             batch_size=batch_size,
             seed=seed,
+            **({} if response_tokens is None else {"response_tokens": response_tokens}),
         )
     if picture is not None:
         render_energy(subspace, picture)
@@ -110,8 +114,9 @@ def show_subspace(subspace: object) -> None:
     print_table("Alignment subspace", ("layer", "rank", "energy", "energy by rank", "halves agree"), rows)
     info = subspace.info
     energies = [layer.energy for layer in subspace.layers.values()]
+    counted = "whole responses" if info.response_tokens is None else f"their first {info.response_tokens} tokens"
     console.print(
-        f"{len(rows)} layers of {info.model or 'a model without a name'}, {info.kind} Fisher of {info.samples} samples "
-        f"({info.method}); the subspaces hold {min(energies):.0%} to {max(energies):.0%} of it",
+        f"{len(rows)} layers of {info.model or 'a model without a name'}, {info.kind} Fisher of {info.samples} samples"
+        f", {counted} ({info.method}); the subspaces hold {min(energies):.0%} to {max(energies):.0%} of it",
         markup=False,
     )

@@ -34,6 +34,7 @@ def estimate_fisher(
     passes: int | None = None,
     batch_size: int = 8,
     max_length: int = 256,
+    response_tokens: int | None = None,
     reduction: Reduction = "mean",
     target_modules: str | Sequence[str] = "all-linear",
     min_agreement: float = 0.25,
@@ -70,10 +71,10 @@ def estimate_fisher(
         max_rank: as there.
         rank: as there.
         oversampling: as there.
-        oversampling: as there.
         passes: as there.
         batch_size: as there; in one process the result does not depend on it, up to rounding.
         max_length: as there; longer responses are cut off. Sampled responses are no longer than the data's longest.
+        response_tokens: as there.
         reduction: as there.
         target_modules: layers to measure of a plain model, as in ``peft.LoraConfig``.
         min_agreement: as there.
@@ -104,6 +105,7 @@ def estimate_fisher(
         passes=passes,
         batch_size=batch_size,
         max_length=max_length,
+        response_tokens=response_tokens,
         reduction=reduction,
         min_agreement=min_agreement,
         seed=seed,
@@ -123,7 +125,7 @@ def _prepare(completions: Sequence[Completion] | Dataset, tokenizer: Any, option
         if tokenizer is None:
             raise ConfigError("a dataset needs a tokenizer", place="estimate_fisher", fix="give tokenizer=")
         completions = tokenise_completions(completions, tokenizer, options.max_length)
-    samples = [replace(one, ids=list(one.ids[: options.max_length])) for one in completions]
+    samples = [replace(one, ids=list(one.ids[: _end(one, options)])) for one in completions]
     if len(samples) < 2:
         raise DataError(f"{len(samples)} samples are too few to estimate a Fisher matrix from", fix="give at least 2")
     first = 1 if options.kind == "empirical" else 0
@@ -137,3 +139,11 @@ def _prepare(completions: Sequence[Completion] | Dataset, tokenizer: Any, option
         if sample.prompt_length < 1 - first:
             raise DataError("the sample has no prompt to sample a response to", place=f"sample {sample.row}")
     return samples
+
+
+def _end(sample: Completion, options: FisherOptions) -> int:
+    """Where a sample is cut off: at the longest length, or after the response tokens that count."""
+    if options.response_tokens is None:
+        return options.max_length
+    # The first token of a sequence is predicted by nothing.
+    return min(options.max_length, max(sample.prompt_length, 1) + options.response_tokens)

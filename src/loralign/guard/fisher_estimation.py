@@ -131,6 +131,7 @@ class FisherEstimation:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             version=loralign.__version__,
             passes=self.progress.passes,
+            response_tokens=self.options.response_tokens,
         )
         return AlignmentSubspace(layers, info)
 

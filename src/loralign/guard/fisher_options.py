@@ -12,6 +12,10 @@ Method = Literal["auto", "exact", "sketched"]
 Reduction = Literal["mean", "sum"]
 
 
+OPENING = 2
+"""Response tokens that the commands estimate on: enough to tell a refusal from an answer (docs/results.md)."""
+
+
 @dataclass(frozen=True)
 class FisherOptions:
     """How a Fisher matrix is estimated and how many of its directions are kept.
@@ -31,6 +35,9 @@ class FisherOptions:
             iteration does, and costs as much again.
         batch_size: samples in one backward pass.
         max_length: most tokens of prompt and response together.
+        response_tokens: how many of a response's first tokens the loss is taken on; all of them by default. The first
+            few decide between a refusal and an answer, and what follows is one wording of many. Sampled responses are
+            no longer than that.
         reduction: of a sample's loss over its response tokens.
         min_agreement: least mean squared cosine between the subspaces of the two halves of the samples, on average over
             layers; below it the samples are too few. By default that of angles of 60°.
@@ -50,6 +57,7 @@ class FisherOptions:
     passes: int | None = None
     batch_size: int = 8
     max_length: int = 256
+    response_tokens: int | None = None
     reduction: Reduction = "mean"
     min_agreement: float = 0.25
     seed: int = 0
@@ -67,6 +75,7 @@ class FisherOptions:
             ("passes", self.passes, 1, None),
             ("batch_size", self.batch_size, 1, None),
             ("max_length", self.max_length, 2, None),
+            ("response_tokens", self.response_tokens, 1, None),
         ):
             if value is not None and not (low <= value and (high is None or value <= high)):
                 bound = f"at least {low}" if high is None else f"between {low} and {high}"

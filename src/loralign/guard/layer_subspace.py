@@ -78,6 +78,7 @@ class SubspaceInfo:
         created: date and time, ISO 8601, UTC.
         version: of loralign.
         passes: over the data.
+        response_tokens: first tokens of a response that counted; ``None`` for all of them.
     """
 
     model: str | None = None
@@ -96,6 +97,7 @@ class SubspaceInfo:
     created: str = ""
     version: str = ""
     passes: int = 1
+    response_tokens: int | None = None
 
 
 def soft_coefficients(eigenvalues: Tensor, projection: Projection) -> Tensor:

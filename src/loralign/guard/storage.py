@@ -20,6 +20,8 @@ from loralign.guard.layer_subspace import LayerSubspace, SubspaceInfo
 TENSORS_FILE = "subspace.safetensors"
 METADATA_FILE = "subspace.json"
 FORMAT_VERSION = 1
+# What the first files did not state yet, and what was true of them.
+_LATER_FIELDS: dict[str, Any] = {"response_tokens": None}
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 _AGAIN = "estimate the subspace again, or copy it again"
 
@@ -74,7 +76,8 @@ def load_subspace(directory: Path) -> tuple[dict[str, LayerSubspace], SubspaceIn
             raise _damaged(path)
         tensors = load_file(path)
         layers = {name: _layer(name, entry, tensors) for name, entry in document["layers"].items()}
-        info = SubspaceInfo(**{field.name: document["info"][field.name] for field in fields(SubspaceInfo)})
+        stated = {**_LATER_FIELDS, **document["info"]}
+        info = SubspaceInfo(**{field.name: stated[field.name] for field in fields(SubspaceInfo)})
         if not layers:
             raise ValueError("it has no layers")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:

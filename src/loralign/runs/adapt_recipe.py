@@ -34,7 +34,13 @@ class AdaptArguments(GuardedArguments):
     samples: int = option(6, "Prompts answered before and after, for the report.")
 
     def __post_init__(self) -> None:
-        for name, least in (("validation_samples", 1), ("fisher_samples", 2), ("judged_prompts", 0), ("samples", 0)):
+        for name, least in (
+            ("validation_samples", 1),
+            ("fisher_samples", 2),
+            ("fisher_tokens", 0),
+            ("judged_prompts", 0),
+            ("samples", 0),
+        ):
             if getattr(self, name) < least:
                 raise ConfigError(f"{getattr(self, name)} is too small", place=name, fix=f"use at least {least}")
 

@@ -164,6 +164,7 @@ def _subspace(
         target_modules="all-linear" if modules == ["all-linear"] else modules,
         seed=seed,
         max_length=max_length or 256,
+        response_tokens=run.fisher_tokens or None,
         checkpoint=output.with_name(f"{output.name}.partial"),
         checkpoint_every=CHECKPOINT_EVERY,
     )

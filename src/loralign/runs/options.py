@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from loralign.errors import ConfigError
+from loralign.guard.fisher_options import OPENING
 from loralign.models.dtype import DtypeName
 from loralign.training import GuardConfig
 from loralign.training.options import option
@@ -48,6 +49,7 @@ class GuardedArguments(RunArguments):
         default_factory=list, metadata={"help": "Prompts with responses to measure drift on, in place of that split."}
     )
     fisher_samples: int = option(96, "Samples that guard auto estimates the subspace from.")
+    fisher_tokens: int = option(OPENING, "First response tokens that guard auto estimates it on; 0 is all of them.")
 
 
 def check_budget(run: GuardedArguments, guard: GuardConfig) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 from datasets import Dataset
 
 from loralign.data import load_alignment_data, load_alignment_prompts
-from loralign.errors import DataError, OutputError
+from loralign.errors import ConfigError, DataError, OutputError
 from loralign.evaluation import PhraseJudge, generate_answers
 from loralign.evaluation.answers import prompt_text
 from loralign.guard import AlignmentSubspace, estimate_fisher
-from loralign.guard.fisher_options import FisherOptions
+from loralign.guard.fisher_options import OPENING, FisherOptions
 from loralign.models import LoadedModel, load_start
 from loralign.models.dtype import DtypeName
 from loralign.runs.environment import onto_device
@@ -28,6 +28,7 @@ def estimate_subspace(
     samples: int = 96,
     target_modules: Sequence[str] = ("all-linear",),
     max_length: int = 256,
+    response_tokens: int = OPENING,
     generate: bool = False,
     dtype: DtypeName = "auto",
     load_in_4bit: bool = False,
@@ -43,6 +44,7 @@ def estimate_subspace(
         samples: of the data, spread over labels and categories.
         target_modules: layers, as for LoRA.
         max_length: of a sample, in tokens.
+        response_tokens: first tokens of a response that count; 0 is all of them.
         generate: let the model write the responses itself, and keep those that are as they should be: refusals of
             unsafe prompts, answers to safe ones.
         dtype: of the base weights.
@@ -58,6 +60,9 @@ def estimate_subspace(
     rows = load_alignment_prompts(list(data)) if generate else load_alignment_data(list(data), split="train")
     check_refusals(rows, data)
     rows = balanced(rows, samples)
+    if response_tokens < 0:
+        raise ConfigError(f"{response_tokens} is negative", place="--response-tokens", fix="use 0 for whole responses")
+    options["response_tokens"] = response_tokens or None
     FisherOptions(max_length=max_length, **options)
     loaded = onto_device(load_start(model, dtype=dtype, load_in_4bit=load_in_4bit, revision=revision))
     if generate:

@@ -302,6 +302,7 @@ class GuardEngine:
                 kind="sampled" if info.kind == "sampled" else "empirical",
                 reduction="sum" if info.reduction == "sum" else "mean",
                 max_length=max(len(one.ids) for one in self.data.alignment),
+                response_tokens=info.response_tokens,
                 rank=max(ranks.values()),
                 # A poor estimate is for the monitors to tell of.
                 min_agreement=0.0,
