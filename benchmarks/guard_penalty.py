@@ -124,7 +124,7 @@ def dense_backward(
     layers: Sequence[LoraFactors], subspaces: Sequence[LayerSubspace], options: PenaltyOptions, at_once: bool = True
 ) -> float:
     """The penalty by autograd, in one graph over all layers or in one for each; returns its value."""
-    penalties = (dense_penalty(*pair, options) for pair in zip(layers, subspaces, strict=True))
+    penalties = (dense_penalty(*pair, options, len(layers)) for pair in zip(layers, subspaces, strict=True))
     if at_once:
         total = torch.stack(list(penalties)).sum()
         total.backward()  # type: ignore[no-untyped-call]
@@ -136,8 +136,8 @@ def dense_backward(
     return value
 
 
-def dense_penalty(layer: LoraFactors, subspace: LayerSubspace, options: PenaltyOptions) -> Tensor:
-    """One layer's penalty with the hard projector, on dense matrices (alignguard.md, Penalties)."""
+def dense_penalty(layer: LoraFactors, subspace: LayerSubspace, options: PenaltyOptions, layers: int) -> Tensor:
+    """One layer's part of the penalty with the hard projector, on dense matrices (alignguard.md, Penalties)."""
     basis, eigenvalues = subspace.basis, subspace.eigenvalues.to(layer.B.device)
     update = layer.scaling * layer.B @ layer.A
     coordinates = basis.mT @ update
@@ -146,7 +146,7 @@ def dense_penalty(layer: LoraFactors, subspace: LayerSubspace, options: PenaltyO
     alignment = (eigenvalues.sqrt()[:, None] * coordinates).square().sum()
     stability = task.square().sum()
     geodesic = (aligned @ task.mT).square().sum() / (aligned.square().sum() * task.square().sum())
-    collision = (1 - options.alpha) * geodesic
+    collision = (1 - options.alpha) * geodesic / layers
     if options.alpha > 0:
         gate = ((base_weight_rows(layer, 0, len(layer.B)) + update).abs() - options.tau).sigmoid()
         collision = collision + options.alpha * ((1 + options.beta * gate) * (aligned * task).abs()).sum()

@@ -1,8 +1,10 @@
 """Arms of adapting an aligned model to a task: what each keeps of the refusals and gains on the task.
 
 First an aligned start is made (supervised fine-tuning on the bundled must-survive set and on Alpaca answers) and its
-subspace is estimated; then every arm adapts the same start to the same task. All prompts that arms are judged by are
-unknown to the start, the subspace and the controller. Finished cells are kept as JSON and reused::
+subspace is estimated; then every arm adapts the same start to the same task, and the adapter of plain LoRA is repaired
+in every way. All prompts that arms are judged by are unknown to the start, the subspace and the controller, and are
+others than those by which the settings were chosen (``--judge-offset 0``). Finished cells are kept as JSON and reused;
+several workers share them::
 
     python experiments/guard_arms.py start --data DIR --out results
     python experiments/guard_arms.py run --data DIR --out results --tasks alpaca --seeds 0 1
@@ -23,37 +25,39 @@ from cell_claims import claimed
 from datasets import Dataset
 from guard_peers import KlToStartTrainer, L2ToStart
 from guard_scoring import Judge, Scoring, UntilAligned
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from trl import SFTConfig
 
 from loralign.data import load_alignment_data, load_task, tokenise_completions
 from loralign.files import write_json
 from loralign.guard import AlignmentSubspace, PeerOptions, estimate_fisher, repair
+from loralign.guard.fisher_options import OPENING
 from loralign.models import load_model, merge_adapter, portable_base_name
 from loralign.runs.align import save_adapter
 from loralign.runs.guarding import balanced
 from loralign.training import GuardConfig, GuardData, GuardedSFTTrainer
 
 TASKS = {"alpaca": "alpaca_train", "sst2": "sst2_train_5pct_unsafe", "gsm8k": "gsm8k_train"}
-NONE = {"lambda_alignment": 0.0, "lambda_stability": 0.0, "lambda_collision": 0.0}
-FULL: dict[str, Any] = {"lambda_alignment": 0.25, "lambda_stability": 0.5, "lambda_collision": 0.1}
+ALIGNMENT: dict[str, Any] = {"lambda_alignment": 10.0, "lambda_stability": 0.0, "lambda_collision": 0.0}
+STABILITY: dict[str, Any] = {**ALIGNMENT, "lambda_stability": 0.02}
+FULL: dict[str, Any] = {**STABILITY, "lambda_collision": 0.1}
 ARMS: dict[str, dict[str, Any]] = {
     "plain": {"guard_mode": "measure"},
+    "project": {"guard_mode": "project"},
+    "project, first subspace": {"guard_mode": "project", "reestimate_every": 0},
+    "+alignment": ALIGNMENT,
+    "+stability": STABILITY,
+    "+overlap": {**STABILITY, "lambda_collision": 0.05, "collision_alpha": 1.0},
+    "full": FULL,
+    "full, budget": {**FULL, "drift_budget": 0.04, "probe_every": 5},
+    "paper's weights": {"lambda_alignment": 0.25, "lambda_stability": 0.5, "lambda_collision": 0.1},
     "l2": {"guard_mode": "measure"},
     "kl": {"guard_mode": "measure"},
-    "+alignment": {**NONE, "lambda_alignment": 0.25},
-    "+stability": {**NONE, "lambda_alignment": 0.25, "lambda_stability": 0.5},
-    "+overlap": {**FULL, "lambda_collision": 0.05, "collision_alpha": 1.0},
-    "full": FULL,
-    "full, strong": {"lambda_alignment": 25.0, "lambda_stability": 0.5, "lambda_collision": 10.0},
-    "full, budget": {**FULL, "drift_budget": 0.05},
-    "full, decoupled, budget": {**FULL, "drift_budget": 0.05, "guard_placement": "decoupled"},
-    "project": {"guard_mode": "project"},
-    "project, budget": {"guard_mode": "project", "drift_budget": 0.05},
 }
 REPAIRS: dict[str, dict[str, Any]] = {
     "repair": {"strength": 1.0},
-    "repair 0.75": {"strength": 0.75},
+    "repair, rank 16": {"strength": 1.0, "rank": 16},
+    "repair, whole responses": {"strength": 1.0, "subspace": "subspace_whole"},
     "repair, budget": {"drift_budget": 0.05},
     "repair, random subspace": {"method": "random", "strength": 1.0},
     "scaled by 0.75": {"method": "scale", "strength": 0.25},
@@ -106,7 +110,7 @@ def make_start(arguments: argparse.Namespace) -> None:
     parts = [unsafe, unsafe, kept, alpaca]
     rows = Dataset.from_list([row for part in parts for row in part.select_columns(columns)])
     judge = Judge(arguments, loaded)
-    enough = UntilAligned(judge, arguments.start_every, refusal=0.92, over_refusal=0.18)
+    enough = UntilAligned(judge, arguments.start_every, refusal=0.92, over_refusal=0.15)
     trainer = GuardedSFTTrainer(
         model=loaded.model,
         args=training_config(
@@ -126,18 +130,27 @@ def make_start(arguments: argparse.Namespace) -> None:
     save_adapter(trainer.model, loaded.tokenizer, portable_base_name(loaded.source.name), out / "start.adapter")
     merge_adapter(out / "start.adapter", out / "start")
     start = load_model(str(out / "start"))
-    samples = tokenise_completions(
-        balanced(load_alignment_data("builtin", split="train"), arguments.fisher_samples),
-        start.tokenizer,
-        arguments.max_length,
-    )
-    subspace = estimate_fisher(
-        start.model, samples, method="sketched", rank=arguments.subspace_rank, max_length=arguments.max_length
-    )
-    subspace.save(out / "subspace")
     scores = judge.safety(start.model)
     write_json(out / "start.json", {"scores": scores, "steps": trainer.state.global_step, "course": enough.course})
     print(scores["refusal"], scores["over_refusal"])
+    make_subspaces(arguments)
+
+
+def make_subspaces(arguments: argparse.Namespace) -> None:
+    """Estimate the start's subspace on the opening of the responses, and for comparison on whole ones."""
+    start = load_model(str(arguments.out / "start"))
+    rows = balanced(load_alignment_data("builtin", split="train"), arguments.fisher_samples)
+    samples = tokenise_completions(rows, start.tokenizer, arguments.max_length)
+    for name, tokens in (("subspace", arguments.fisher_tokens), ("subspace_whole", None)):
+        if not (arguments.out / name).is_dir():
+            estimate_fisher(
+                start.model,
+                samples,
+                method="sketched",
+                rank=arguments.subspace_rank,
+                response_tokens=tokens,
+                max_length=arguments.max_length,
+            ).save(arguments.out / name)
 
 
 def run_cell(arguments: argparse.Namespace, task: str, arm: str, seed: int, target: Path) -> None:
@@ -148,11 +161,9 @@ def run_cell(arguments: argparse.Namespace, task: str, arm: str, seed: int, targ
     if task == "alpaca":
         # The first ones taught the start, the last ones are held back.
         rows = rows.select(range(arguments.answers, len(rows) - arguments.task_samples))
-    probe = tokenise_completions(
-        balanced(load_alignment_data("builtin", split="validation"), 40), start.tokenizer, arguments.max_length
-    )
+    probe = _probe(arguments, start)
     judge = Judge(arguments, start, task=task, probe=probe)
-    scoring = Scoring(judge, arguments.at, subspace)
+    scoring = Scoring(judge, arguments.at if arm == "plain" else [arguments.steps], subspace)
     options: dict[str, Any] = {
         "model": start.model,
         "args": training_config(target.with_suffix(".work"), arguments, seed),
@@ -161,10 +172,15 @@ def run_cell(arguments: argparse.Namespace, task: str, arm: str, seed: int, targ
         "peft_config": lora(),
         "callbacks": [scoring],
     }
+    alignment = tokenise_completions(
+        balanced(load_alignment_data("builtin", split="train"), arguments.fisher_samples),
+        start.tokenizer,
+        arguments.max_length,
+    )
     guard = {
         "subspace": subspace,
-        "guard": GuardConfig(reestimate_every=0, **ARMS[arm]),
-        "guard_data": GuardData(probe=probe, pad_id=start.tokenizer.pad_token_id),
+        "guard": GuardConfig(**{"probe_every": 20, **ARMS[arm]}),
+        "guard_data": GuardData(probe=probe, alignment=alignment, pad_id=start.tokenizer.pad_token_id),
     }
     if arm == "kl":
         trainer = KlToStartTrainer(weight=arguments.kl_weight, **options, **guard)
@@ -174,29 +190,52 @@ def run_cell(arguments: argparse.Namespace, task: str, arm: str, seed: int, targ
         trainer.add_callback(L2ToStart(weight=arguments.l2_weight))
     if arm == "plain":
         scoring.points.append({"step": 0, "scores": judge.summary(start.model)})
+    began = time.perf_counter()
     trainer.train()
     cell: dict[str, Any] = {
         "task": task,
         "arm": arm,
         "seed": seed,
+        "start": subspace.info.fingerprint,
         "learning_rate": arguments.rate,
+        "judge_offset": arguments.judge_offset,
         "points": scoring.points,
         "seconds_per_step": scoring.seconds_per_step,
+        "seconds": time.perf_counter() - began - scoring.seconds,
     }
     log = (target.with_suffix(".work") / "guard.jsonl").read_text(encoding="utf-8").splitlines()
     cell["probe"] = [one for one in map(json.loads, log) if one["kind"] in ("probe", "warning")]
     if arm == "plain":
-        cell["repairs"] = repairs(arguments, trainer.model, subspace, judge)
+        trainer.model.save_pretrained(adapter_of(arguments, task, seed))
     write_json(target, cell)
 
 
-def repairs(arguments: argparse.Namespace, model: Any, subspace: AlignmentSubspace, judge: Any) -> dict[str, Any]:
-    """Every repair of the same adapter, each from its trained state."""
+def adapter_of(arguments: argparse.Namespace, task: str, seed: int) -> Path:
+    """Where the adapter of plain LoRA is kept for repair."""
+    return arguments.out / f"plain_{task}_{seed}"
+
+
+def _probe(arguments: argparse.Namespace, start: Any) -> Any:
+    rows = balanced(load_alignment_data("builtin", split="validation"), 40)
+    return tokenise_completions(rows, start.tokenizer, arguments.max_length)
+
+
+def run_repairs(arguments: argparse.Namespace, task: str, seed: int, target: Path) -> None:
+    """Repair the plain arm's adapter in every way, each time from its trained state."""
+    start = load_model(str(arguments.out / "start"))
+    judge = Judge(arguments, start, task=task, probe=_probe(arguments, start))
+    model = PeftModel.from_pretrained(start.model, str(adapter_of(arguments, task, seed)), is_trainable=True)
     model.eval()
+    spaces = {
+        name: AlignmentSubspace.load(arguments.out / name, start.model) for name in ("subspace", "subspace_whole")
+    }
     trained = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
     unaligned = load_model().model
     found = {}
-    for name, settings in REPAIRS.items():
+    for name, options in REPAIRS.items():
+        settings = dict(options)
+        subspace = spaces[settings.pop("subspace", "subspace")]
+        subspace = subspace.truncated(settings.pop("rank", arguments.subspace_rank))
         began = time.perf_counter()
         report = repair(
             model,
@@ -217,17 +256,23 @@ def repairs(arguments: argparse.Namespace, model: Any, subspace: AlignmentSubspa
         with torch.no_grad():
             for parameter, value in trained.items():
                 model.get_parameter(parameter).copy_(value)
-    return found
+    cell = {"task": task, "seed": seed, "start": spaces["subspace"].info.fingerprint}
+    write_json(target, {**cell, "judge_offset": arguments.judge_offset, "repairs": found})
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Work through the grid; a cell that another worker has taken is left to it."""
-    for seed, task, arm in itertools.product(arguments.seeds, arguments.tasks, arguments.arms):
+    for seed, task, arm in itertools.product(arguments.seeds, arguments.tasks, [*arguments.arms, "repairs"]):
         target = arguments.out / f"cell_{task}_{arm.replace(' ', '').replace(',', '-')}_{seed}.json"
+        if arm == "repairs" and not adapter_of(arguments, task, seed).is_dir():
+            continue
         with claimed(target) as mine:
             if mine:
                 print(f"{task}, {arm}, seed {seed}", flush=True)
-                run_cell(arguments, task, arm, seed, target)
+                if arm == "repairs":
+                    run_repairs(arguments, task, seed, target)
+                else:
+                    run_cell(arguments, task, arm, seed, target)
 
 
 def table(arguments: argparse.Namespace) -> None:
@@ -239,12 +284,12 @@ def table(arguments: argparse.Namespace) -> None:
             continue
         lines: dict[str, list[dict[str, Any]]] = {}
         for cell in own:
-            for point in cell["points"]:
+            for point in cell.get("points", []):
                 suffix = (
                     "" if point["step"] == max(one["step"] for one in cell["points"]) else f", step {point['step']}"
                 )
                 if not suffix or cell["arm"] == "plain":
-                    row = point["scores"] | {"seconds": cell["seconds_per_step"]}
+                    row = point["scores"] | {"seconds": cell["seconds"] / cell["points"][-1]["step"]}
                     lines.setdefault(cell["arm"] + suffix, []).append(row)
             for name, one in cell.get("repairs", {}).items():
                 lines.setdefault(name, []).append(one["scores"] | {"strength": one["strength"]})
@@ -263,7 +308,7 @@ def stopped_early(cells: list[dict[str, Any]], lines: dict[str, list[dict[str, A
     """Plain LoRA at the task loss that each other arm ends with: between its own points, linearly in the loss."""
     found: dict[str, list[dict[str, Any]]] = {}
     keys = ("refusal", "over_refusal", "kl", "task_loss")
-    for cell in (one for one in cells if one["arm"] == "plain"):
+    for cell in (one for one in cells if one.get("arm") == "plain"):
         points = sorted((point["scores"] for point in cell["points"]), key=lambda scores: -scores["task_loss"])
         for name, rows in lines.items():
             if name.startswith("plain"):
@@ -300,7 +345,7 @@ def main() -> None:
     """Parse and dispatch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for name, function in (("start", make_start), ("run", run), ("table", table)):
+    for name, function in (("start", make_start), ("subspaces", make_subspaces), ("run", run), ("table", table)):
         command = commands.add_parser(name)
         command.set_defaults(function=function)
         command.add_argument("--out", type=Path, required=True)
@@ -314,16 +359,20 @@ def main() -> None:
         command.add_argument("--start-rate", type=float, default=5e-4)
         command.add_argument("--answers", type=int, default=400, help="Alpaca answers that the start learns from")
         command.add_argument("--fisher-samples", type=int, default=96)
+        command.add_argument("--fisher-tokens", type=int, default=OPENING, help="first response tokens")
         command.add_argument("--subspace-rank", type=int, default=32)
         command.add_argument("--rate", type=float, default=2e-4)
         command.add_argument("--judged", type=int, default=100, help="prompts of either kind")
+        command.add_argument(
+            "--judge-offset", type=int, default=4 if name == "run" else 0, help="which of the prompts; 0: for tuning"
+        )
         command.add_argument("--task-samples", type=int, default=100)
         if name == "run":
             command.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
             command.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
             command.add_argument("--seeds", nargs="+", type=int, default=[0])
             command.add_argument("--at", nargs="+", type=int, default=[20, 40, 60])
-            command.add_argument("--l2-weight", type=float, default=0.5)
+            command.add_argument("--l2-weight", type=float, default=0.05)
             command.add_argument("--kl-weight", type=float, default=1.0)
     arguments = parser.parse_args()
     arguments.function(arguments)

@@ -34,7 +34,7 @@ class Judge:
         for label in ("unsafe", "safe"):
             lines = (arguments.data / f"safety/{label}_prompts.jsonl").read_text(encoding="utf-8").splitlines()
             stride = max(1, len(lines) // arguments.judged)
-            texts = [json.loads(line)["prompt"] for line in lines[::stride][: arguments.judged]]
+            texts = [json.loads(line)["prompt"] for line in lines[arguments.judge_offset :: stride][: arguments.judged]]
             self.prompts[label] = [[{"role": "user", "content": text}] for text in texts]
         self.task = task
         self.max_length = arguments.max_length
@@ -90,16 +90,15 @@ class Judge:
         return load_task(str(folder / f"{name}.jsonl")).select(range(arguments.task_samples))
 
     def _score(self, model: Any) -> float | None:
-        """Accuracy where the task has one: the first word of SST-2's answer, the last number of GSM8K's."""
-        if self.task == "alpaca":
+        """Accuracy of SST-2; of GSM8K's problems a model of this size solves next to none, so there the loss speaks."""
+        if self.task != "sst2":
             return None
-        tokens = 4 if self.task == "sst2" else 160
-        answers = generate_answers(
-            model, self.tokenizer, self.samples["prompt"], max_new_tokens=tokens, show_progress=False
-        )
+        prompts = self.samples["prompt"]
+        answers = generate_answers(model, self.tokenizer, prompts, max_new_tokens=4, show_progress=False)
         wanted = [completion[0]["content"] for completion in self.samples["completion"]]
-        read = _first_word if self.task == "sst2" else _last_number
-        return sum(read(one) == read(right) for one, right in zip(answers, wanted, strict=True)) / len(wanted)
+        return sum(_first_word(one) == _first_word(right) for one, right in zip(answers, wanted, strict=True)) / len(
+            wanted
+        )
 
 
 class UntilAligned(TrainerCallback):
@@ -133,6 +132,7 @@ class Scoring(TrainerCallback):
 
     def __init__(self, judge: Judge, at: list[int], subspace: AlignmentSubspace | None = None) -> None:
         self.judge, self.at, self.subspace, self.points = judge, at, subspace, []
+        self.seconds = 0.0
         self._steps: list[float] = []
         self._began = 0.0
 
@@ -150,18 +150,15 @@ class Scoring(TrainerCallback):
         self._steps.append(time.perf_counter() - self._began)
         if state.global_step in self.at:
             model, random = kwargs["model"], torch.get_rng_state()
+            began = time.perf_counter()
             model.eval()
             self.points.append({"step": state.global_step, "scores": self.judge.summary(model, self.subspace)})
             model.train()
             torch.set_rng_state(random)
+            self.seconds += time.perf_counter() - began
         self._began = time.perf_counter()
 
 
 def _first_word(text: str) -> str:
     found = re.findall(r"[a-z]+", text.lower())
     return found[0] if found else ""
-
-
-def _last_number(text: str) -> str:
-    found = re.findall(r"-?\d[\d,]*\.?\d*", text)
-    return found[-1].replace(",", "").rstrip(".") if found else ""

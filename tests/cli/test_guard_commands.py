@@ -103,7 +103,9 @@ def test_fisher_estimates_shows_and_draws(loralign: Any, model: Path, kept: Path
     assert "Fisher" in (tmp_path / "energy.html").read_text()
     whole = loralign("fisher", model, "--data", kept, "-o", "whole", "--response-tokens", "0", *FISHER)
     assert "whole responses" in whole.out
-    assert AlignmentSubspace.load(tmp_path / "whole").info.tokens > AlignmentSubspace.load(tmp_path / "found").info.tokens
+    assert (
+        AlignmentSubspace.load(tmp_path / "whole").info.tokens > AlignmentSubspace.load(tmp_path / "found").info.tokens
+    )
 
 
 def test_adapter_as_start_is_merged(

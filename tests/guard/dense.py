@@ -87,8 +87,13 @@ def layer_terms(layer: DenseLayer, scale: float, options: PenaltyOptions) -> Ten
 def dense_penalty(
     layers: list[DenseLayer], scale: float, options: PenaltyOptions, weights: PenaltyWeights
 ) -> tuple[dict[str, float], list[tuple[Tensor, Tensor]]]:
-    """Values of the terms summed over layers with their weighted ``total``, and gradients on ``(A, B)``."""
+    """Values of the terms with their weighted ``total``, and gradients on ``(A, B)``.
+
+    The terms are summed over layers, but for the angle, which is the mean over those with a subspace.
+    """
     terms = torch.stack([layer_terms(layer, scale, options) for layer in layers]).sum(dim=0)
+    covered = sum(layer.subspace is not None for layer in layers)
+    terms = terms / torch.tensor([1.0, 1.0, 1.0, max(1, covered)], dtype=torch.float64)
     factors = torch.tensor(
         [
             weights.alignment,

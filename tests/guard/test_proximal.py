@@ -39,6 +39,15 @@ def _penalty(X: Tensor, layer: LoraFactors, subspace: LayerSubspace, scale: floa
     return (root @ inside).square().sum()
 
 
+def _stability(X: Tensor, layer: LoraFactors, subspace: LayerSubspace | None, projection: Any) -> Tensor:
+    """``‖ΔW − U C Uᵀ ΔW‖²`` with every matrix written out."""
+    update = layer.scaling * X @ layer.A.detach()
+    if subspace is None:
+        return update.square().sum()
+    C = soft_coefficients(subspace.eigenvalues, projection).diag()
+    return (update - subspace.basis @ C @ subspace.basis.mT @ update).square().sum()
+
+
 @pytest.mark.parametrize("projection", ["hard", "soft"])
 @settings(max_examples=40, deadline=None)
 @given(
@@ -54,6 +63,30 @@ def test_step_ends_where_the_objective_is_stationary(
     X = layer.B.detach().clone().requires_grad_()
     (gradient,) = torch.autograd.grad(_penalty(X, layer, subspace, scale, projection), X)
     torch.testing.assert_close(X.detach() + step * gradient, start, rtol=1e-7, atol=1e-8 * (1 + step))
+
+
+@pytest.mark.parametrize("projection", ["hard", "soft"])
+@settings(max_examples=40, deadline=None)
+@given(
+    m=st.integers(3, 9),
+    r=st.integers(1, 3),
+    seed=st.integers(0, 99),
+    steps=st.tuples(st.floats(1e-3, 1e3) | st.just(0.0), st.floats(1e-3, 1e3)),
+    covered=st.booleans(),
+)
+def test_both_energies_at_once(
+    projection: Any, m: int, r: int, seed: int, steps: tuple[float, float], covered: bool
+) -> None:
+    layer, scale = _layer(m, 5, r, seed), 0.6
+    subspace = _subspace(m, 5, min(m, 3), seed + 1) if covered else None
+    start = layer.B.detach().clone()
+    proximal_step([layer], [subspace], scale, [steps[0]], projection, [steps[1]])
+    X = layer.B.detach().clone().requires_grad_()
+    objective = steps[1] * _stability(X, layer, subspace, projection)
+    if subspace is not None:
+        objective = objective + steps[0] * _penalty(X, layer, subspace, scale, projection)
+    (gradient,) = torch.autograd.grad(objective, X)
+    torch.testing.assert_close(X.detach() + gradient, start, rtol=1e-7, atol=1e-8 * (1 + max(steps)))
 
 
 def test_small_step_is_a_gradient_step_and_a_large_one_projects() -> None:

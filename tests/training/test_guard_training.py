@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from loralign.errors import AdapterError, ConfigError, StateError
-from loralign.guard import estimate_fisher, update_shares
+from loralign.guard import PenaltyWeights, estimate_fisher, update_shares
 from loralign.lora import canonical_name, lora_layers
 from loralign.training import GuardCallback, GuardConfig, GuardData, GuardedSFTTrainer, GuardEngine
 from tests.evaluation import models
@@ -258,7 +258,8 @@ def test_reestimation_keeps_to_the_adapters_layers(tmp_path: Path) -> None:
     resumed = guard_runs.trainer(tmp_path / "b", config, held=held, data=data, **options)
     found = guard_runs.train(resumed, resume_from_checkpoint=True)
     assert all(torch.equal(found[name], whole[name]) for name in whole)
-    assert [one["step"] for one in records(tmp_path / "b", "reestimate")] == [0, 1, 2, 3]
+    # After the last step there is nothing left for a penalty to act on.
+    assert [one["step"] for one in records(tmp_path / "b", "reestimate")] == [0, 1, 2]
 
 
 def test_reestimation_that_fails_is_told_and_survived(tmp_path: Path) -> None:
@@ -266,7 +267,37 @@ def test_reestimation_that_fails_is_told_and_survived(tmp_path: Path) -> None:
     data = GuardData(alignment=guard_runs.completions(1))
     one = guard_runs.trainer(tmp_path, GuardConfig(reestimate_every=2), held=held, data=data)
     one.train()
-    assert [record["code"] for record in records(tmp_path, "warning")] == ["not_reestimated", "not_reestimated"]
+    assert [record["code"] for record in records(tmp_path, "warning")] == ["not_reestimated"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "every", "steps"),
+    [
+        ("project", 0.5, [1, 3]),
+        ("project", 0.3, [1, 3]),
+        ("penalty", 0.25, [0, 1, 2]),
+        ("project", 3, [2]),
+        ("project", 0, []),
+        ("measure", 1, []),
+    ],
+)
+def test_reestimation_comes_after_steps_or_shares_of_the_run(
+    tmp_path: Path, mode: Any, every: float, steps: list[int]
+) -> None:
+    config = GuardConfig(guard_mode=mode, reestimate_every=every, probe_every=0)
+    data = GuardData(alignment=guard_runs.completions(16))
+    guard_runs.trainer(tmp_path, config, held=guard_runs.subspace(rank=3), data=data, max_steps=4).train()
+    assert [record["step"] for record in records(tmp_path, "reestimate")] == steps
+
+
+def test_the_newest_subspace_is_the_one_projected_out(tmp_path: Path) -> None:
+    """Nothing of the final update may lie in the subspace that was estimated after the last step."""
+    config = GuardConfig(guard_mode="project", reestimate_every=1, probe_every=1)
+    data = GuardData(probe=PROBE.probe, alignment=guard_runs.completions(16))
+    one = guard_runs.trainer(tmp_path, config, held=guard_runs.subspace(rank=3), data=data)
+    one.train()
+    assert all(record["share"] < 1e-10 for record in records(tmp_path, "probe"))
+    assert all(record["similarity"] < 0.999 for record in records(tmp_path, "reestimate"))
 
 
 def test_held_back_loss_is_watched(tmp_path: Path) -> None:
@@ -339,6 +370,7 @@ class TestFaults:
             ({"lambda_alignment": float("nan")}, "lambda_alignment"),
             ({"collision_alpha": 1.5}, "collision_alpha"),
             ({"overlap_rows": 0.0}, "overlap_rows"),
+            ({"reestimate_every": 2.5}, "reestimate_every"),
             ({"drift_budget": 0.0}, "budget"),
             ({"drift_budget": -1.0}, "budget"),
             ({"drift_budget": float("inf")}, "budget"),
@@ -349,6 +381,27 @@ class TestFaults:
     def test_settings(self, options: dict[str, Any], place: str) -> None:
         with pytest.raises(ConfigError, match=place):
             GuardConfig(**options)
+
+
+def test_a_budget_raises_every_weight() -> None:
+    """What drifts outside of the subspace only the stability term can hold."""
+    config = GuardConfig(lambda_alignment=2.0, lambda_stability=0.5, lambda_collision=0.25)
+    assert config.penalty_weights(3.0) == PenaltyWeights(6.0, 1.5, 0.75)
+    assert GuardConfig().penalty_weights() == PenaltyWeights()
+
+
+@pytest.mark.parametrize("placement", ["loss", "decoupled"])
+def test_a_tight_budget_is_met_although_drift_lies_outside_of_the_subspace(tmp_path: Path, placement: Any) -> None:
+    found = {}
+    for name, budget in (("free", None), ("tight", 0.02)):
+        config = GuardConfig(
+            guard_placement=placement, drift_budget=budget, probe_every=1, control_rate=1.0, reestimate_every=0
+        )
+        held = guard_runs.subspace(rank=1)
+        guard_runs.trainer(tmp_path / name, config, held=held, data=PROBE, max_steps=40).train()
+        found[name] = records(tmp_path / name, "probe")[-1]
+    assert found["free"]["kl"] > 0.1
+    assert found["tight"]["kl"] < 0.03
 
 
 def test_kind_of_trainer() -> None:

@@ -14,7 +14,7 @@ _LARGEST_EXCESS = 3.0
 
 
 class DriftController:
-    """Dual ascent on a multiplier of ``λ_A`` and ``λ_NC`` (alignguard.md, Controller).
+    """Dual ascent on a multiplier of the penalties' weights (alignguard.md, Controller).
 
     For "least task loss, subject to drift ≤ budget" the multiplier μ of the constraint rises while drift is above the
     budget and falls while it is below. With the excess ``e = (drift + 2·trend) / budget − 1`` in [−1, 3] an update is
@@ -81,7 +81,7 @@ class DriftController:
 
     @property
     def multiplier(self) -> float:
-        """By which the base values of ``λ_A`` and ``λ_NC`` are multiplied."""
+        """By which the base values of the weights are multiplied."""
         return self._clipped(self._dual * self._relief)
 
     @property

@@ -29,7 +29,7 @@ class GuardStep:
     """What the guard did at an optimiser step.
 
     Attributes:
-        multiplier: by which a budget has raised ``λ_A`` and ``λ_NC``; 1 where they are fixed.
+        multiplier: by which a budget has raised the penalties' weights; 1 where they are fixed.
         strength: share of the part in the subspace that a projection took out; ``None`` under penalties.
         weights: ``λ`` of ``alignment``, ``stability`` and ``collision``; empty under projection.
         penalty: the terms before their weights, ``alignment``, ``stability``, ``overlap`` and ``geodesic``, and

@@ -42,8 +42,8 @@ class GuardConfig:
         default="hard",
         metadata={"help": "hard: every retained direction counts whole; soft: by its share of Fisher energy."},
     )
-    lambda_alignment: float = option(0.25, "Weight of the curvature-weighted penalty on the alignment-critical part.")
-    lambda_stability: float = option(0.5, "Weight of the penalty on the task part.")
+    lambda_alignment: float = option(10.0, "Weight of the curvature-weighted penalty on the alignment-critical part.")
+    lambda_stability: float = option(0.02, "Weight of the penalty on the task part.")
     lambda_collision: float = option(0.1, "Weight of the collision terms, overlap and geodesic.")
     collision_alpha: float = option(0.5, "Share of the overlap in the collision terms; the rest is geodesic.")
     overlap_beta: float = option(4.0, "How much more the overlap counts where weights are large.")
@@ -70,7 +70,10 @@ class GuardConfig:
     control_entropy: float = option(0.0, "How far a rise of the probe's predictive entropy lowers the weights.")
     probe_every: int = option(5, "Measure drift on the probe set every so many optimiser steps; 0 is off.")
     probe_samples: int = option(48, "Prompts of the probe set.")
-    reestimate_every: int = option(1000, "Estimate the subspace again every so many optimiser steps; 0 is off.")
+    reestimate_every: float = option(
+        0.25,
+        "Estimate the subspace again every so many optimiser steps; below 1 a share of the run's steps, 0 is off.",
+    )
     refusal_every: int = option(0, "Generate answers to the probe's unsafe prompts every so many steps; 0 is off.")
     guard_partial: bool = option(False, "Accept a subspace that covers only some of the adapter's layers.")
 
@@ -105,6 +108,12 @@ class GuardConfig:
             if not (least <= value <= most and math.isfinite(value)):
                 bounds = f"at least {least}" if most == math.inf else f"from {least} to {most}"
                 raise ConfigError(f"{value} is out of range", place=name, fix=f"use a finite number {bounds}")
+        if self.reestimate_every > 1 and not float(self.reestimate_every).is_integer():
+            raise ConfigError(
+                f"{self.reestimate_every} is no number of steps",
+                place="reestimate_every",
+                fix="use a whole number, or a share of the run's steps below 1",
+            )
         if not 0 < self.overlap_rows <= 1:
             raise ConfigError(f"{self.overlap_rows} must lie in (0, 1]", place="overlap_rows")
         if self.drift_budget is not None:
@@ -113,6 +122,12 @@ class GuardConfig:
             if self.guard_mode == "measure":
                 raise ConfigError("a budget holds nothing here", place="guard_mode", fix="use penalty or project")
             self.make_controller()
+
+    def reestimation_interval(self, total_steps: int | None) -> int:
+        """Optimiser steps between two estimates of the subspace, 0 for none; a share of the run is rounded up."""
+        if 0 < self.reestimate_every < 1:
+            return math.ceil(self.reestimate_every * total_steps) if total_steps else 0
+        return int(self.reestimate_every)
 
     def make_controller(self) -> DriftController | None:
         """The controller of the budget, or ``None`` where the weights are fixed.
@@ -140,9 +155,13 @@ class GuardConfig:
         )
 
     def penalty_weights(self, multiplier: float = 1.0) -> PenaltyWeights:
-        """``λ_A``, ``λ_T``, ``λ_NC``; a budget's multiplier acts on the first and the last."""
+        """``λ_A``, ``λ_T``, ``λ_NC``, all of them times a budget's multiplier.
+
+        alignguard.md lets ``λ_T`` stand. But what drifts outside of the subspace only ``λ_T`` can hold, so that without
+        it there are budgets that no multiplier reaches.
+        """
         return PenaltyWeights(
             alignment=multiplier * self.lambda_alignment,
-            stability=self.lambda_stability,
+            stability=multiplier * self.lambda_stability,
             collision=multiplier * self.lambda_collision,
         )

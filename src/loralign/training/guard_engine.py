@@ -162,6 +162,9 @@ class GuardEngine:
             stepped: whether the optimiser did step; a gradient scaler may have skipped it.
         """
         records: list[dict[str, Any]] = []
+        if self.hold is not None and self._reestimation_due(step):
+            # First of all, so that what acts on this step's update is the subspace of the weights as they are now.
+            records += self._reestimate(self.hold, step)
         if self.hold is not None and stepped:
             acted = self.hold.act(self.weights, self.strength, optimizer)
             if acted is not None:
@@ -170,8 +173,6 @@ class GuardEngine:
             records += self._probed(self.probe, step) + self._watch_task(step)
         if self.data.refusal_rate is not None and _due(step, self.config.refusal_every):
             records += self._refusals(self.data.refusal_rate, step)
-        if self.hold is not None and self.data.alignment and _due(step, self.config.reestimate_every):
-            records += self._reestimate(self.hold, step)
         return records
 
     def task_loss(self, step: int, loss: float) -> list[dict[str, Any]]:
@@ -180,7 +181,7 @@ class GuardEngine:
 
     @property
     def multiplier(self) -> float:
-        """By which the budget has raised ``λ_A`` and ``λ_NC``; 1 where they are fixed."""
+        """By which the budget has raised the penalties' weights; 1 where they are fixed."""
         return 1.0 if self.controller is None else self.controller.multiplier
 
     @property
@@ -291,6 +292,14 @@ class GuardEngine:
             return []
         loss = float(completion_losses(self.model, self.data.held_back, pad_id=self.data.pad_id).mean())
         return [{"kind": "task", "step": step, "loss": loss}, *self.task_loss(step, loss)]
+
+    def _reestimation_due(self, step: int) -> bool:
+        if self.config.guard_mode == "measure" or not self.data.alignment:
+            return False
+        total = self.monitors.total_steps
+        # A penalty would not act on what is found after the last step.
+        last = total is not None and step + 1 >= total and self.config.guard_mode == "penalty"
+        return not last and _due(step, self.config.reestimation_interval(total))
 
     def _reestimate(self, hold: SubspaceHold, step: int) -> list[dict[str, Any]]:
         before, info = hold.subspace, hold.subspace.info

@@ -25,6 +25,9 @@ from loralign.guard import (
 from loralign.lora import LoraFactors, canonical_name
 from loralign.training.guard_config import GuardConfig
 
+# Of an explicit decoupled step, relative to the norm of the factor that takes it.
+_LONGEST_STEP = 0.1
+
 
 class SubspaceHold:
     """One subspace on one adapter: the penalty or the projection, and how much of the update lies inside.
@@ -141,7 +144,8 @@ class SubspaceHold:
     def _decoupled_step(self, weights: PenaltyWeights, optimizer: torch.optim.Optimizer | None) -> PenaltyResult:
         """One step down the penalty with the optimiser's own learning rates, past its moments.
 
-        The alignment term takes an implicit step, which no weight makes unstable; the others an explicit one.
+        The alignment term takes an implicit step, which no weight makes unstable, and so does the stability term where
+        its curvature is the identity; the others take an explicit one, of a tenth of a factor's norm at most.
         """
         if optimizer is None:
             raise ConfigError("a decoupled penalty needs the optimiser's learning rate", place="guard_placement")
@@ -152,12 +156,24 @@ class SubspaceHold:
                 place="guard_placement",
                 fix="use loss",
             )
-        rest = PenaltyWeights(alignment=0.0, stability=weights.stability, collision=weights.collision)
+        implicit = self.config.task_curvature == "identity"
+        rest = PenaltyWeights(0.0, 0.0 if implicit else weights.stability, weights.collision)
         result = self.penalty.evaluate(rest)
         with torch.no_grad():
             for layer, gradients in zip(self.layers, result.gradients or (), strict=True):
                 for factor, gradient in zip((layer.A, layer.B), gradients, strict=True):
-                    factor.sub_(gradient.to(factor.dtype), alpha=rates[id(factor)])
-        steps = [rates[id(layer.B)] * weights.alignment for layer in self.layers]
-        proximal_step(self.layers, self.subspaces, self.scale, steps, self.config.guard_projection)
+                    step = rates[id(factor)] * gradient
+                    # Beyond some distance the gradient says nothing, and a budget may raise its weight without end.
+                    longest = _LONGEST_STEP * factor.norm()
+                    step *= (longest / step.norm().clamp_min(torch.finfo(step.dtype).tiny)).clamp(max=1)
+                    factor.sub_(step.to(factor.dtype))
+        own = [rates[id(layer.B)] for layer in self.layers]
+        proximal_step(
+            self.layers,
+            self.subspaces,
+            self.scale,
+            [rate * weights.alignment for rate in own],
+            self.config.guard_projection,
+            [rate * weights.stability if implicit else 0.0 for rate in own],
+        )
         return result

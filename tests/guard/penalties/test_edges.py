@@ -99,13 +99,31 @@ def test_living_forms_do_not_warn(projection, geodesic):
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), factor=st.floats(1e-6, 1e6), form=st.sampled_from(FORMS))
 def test_geodesic_terms_lie_between_zero_and_one_and_see_no_scale(seed, factor, form):
-    layers, subspaces, _ = random_problem(seed, ((12, 9),))
+    layers, subspaces, _ = random_problem(seed, ((12, 9), (8, 11), (10, 10)))
     penalty = GuardPenalty(layers, subspaces, SCALE, PenaltyOptions(projection=form[0], geodesic=form[1], alpha=0))
     before = penalty.evaluate(WEIGHTS).geodesic
     with torch.no_grad():
-        layers[0].B.mul_(factor)
+        for layer in layers:
+            layer.B.mul_(factor)
     assert 0 <= before <= 1 + 1e-12
     assert penalty.evaluate(WEIGHTS).geodesic == pytest.approx(before, rel=1e-9)
+
+
+def test_the_angles_gradient_grows_as_the_update_shrinks_and_an_energys_vanishes():
+    """Why the angle is a mean over layers: where training begins, nothing else in the loss is as steep."""
+    layers, subspaces, _ = random_problem(3, ((12, 9), (8, 11)))
+    angle = GuardPenalty(layers, subspaces, SCALE, PenaltyOptions(alpha=0.0))
+    weights = {"angle": PenaltyWeights(0, 0, 1), "energy": PenaltyWeights(1, 1, 0)}
+
+    def steepness(which: str) -> torch.Tensor:
+        return torch.stack([one[1].norm() for one in angle.evaluate(weights[which]).gradients])
+
+    before = {which: steepness(which) for which in weights}
+    with torch.no_grad():
+        for layer in layers:
+            layer.B.mul_(1e-3)
+    torch.testing.assert_close(steepness("angle"), 1e3 * before["angle"], rtol=1e-9, atol=0.0)
+    torch.testing.assert_close(steepness("energy"), 1e-3 * before["energy"], rtol=1e-9, atol=0.0)
 
 
 def test_row_geodesic_is_zero_for_parts_that_read_disjoint_inputs():

@@ -44,14 +44,17 @@ def test_all_layers_at_once(layers):
     subspaces = [random_subspace(generator, *layer.shape, 32) for layer in layers]
     for layer in layers:
         layer.A.grad = layer.B.grad = None
-    whole = GuardPenalty(layers, subspaces, 1.0).backward(PenaltyWeights())
+    # The angle is a mean over layers, and not that of its parts.
+    sums = PenaltyOptions(alpha=1.0)
+    whole = GuardPenalty(layers, subspaces, 1.0, sums).backward(PenaltyWeights())
     blocks = [range(start, start + 7) for start in range(0, len(layers), 7)]
     parts = [
-        GuardPenalty([layers[i] for i in one], [subspaces[i] for i in one], 1.0).evaluate(PenaltyWeights())
+        GuardPenalty([layers[i] for i in one], [subspaces[i] for i in one], 1.0, sums).evaluate(PenaltyWeights())
         for one in blocks
     ]
     assert len(layers) == 210
     assert whole.total == pytest.approx(sum(part.total for part in parts), rel=1e-6)
+    assert whole.geodesic == pytest.approx(sum(part.geodesic for part in parts) / len(parts), rel=1e-6)
     gradients = [pair for part in parts for pair in part.gradients]
     for layer, (gradient_a, gradient_b) in zip(layers, gradients, strict=True):
         torch.testing.assert_close(layer.A.grad, gradient_a, rtol=1e-4, atol=1e-6)

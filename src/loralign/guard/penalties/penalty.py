@@ -31,7 +31,12 @@ _DEAD = (
 
 
 class GuardPenalty:
-    """``λ_A‖F^½ΔW_A‖² + λ_T‖H^½ΔW_T‖² + λ_NC[α E_RM + (1 − α) E_geo]``, summed over layers (alignguard.md, Penalties).
+    """``λ_A‖F^½ΔW_A‖² + λ_T‖H^½ΔW_T‖² + λ_NC[α E_RM + (1 − α) E_geo]`` (alignguard.md, Penalties).
+
+    The first three terms are energies, summed over layers: they vanish with the update, their gradients too. ``E_geo``
+    is an angle, which does not, and whose gradient grows as ``1/‖ΔW‖``; it is the mean over the layers that have a
+    subspace, so that it stays in [0, 1] however many there are. The sum over layers that alignguard.md names outweighs
+    the task where a young update meets many layers (docs/results.md).
 
     Every term but ``E_RM`` is computed on the factors; ``E_RM`` goes through row tiles. No ``(m, n)`` tensor outlives a
     tile and nothing is kept for autograd. Factors and base weights are read anew at every call; the subspaces are
@@ -80,6 +85,7 @@ class GuardPenalty:
         self._dead = self.options.projection == "hard" and self.options.geodesic == "frobenius"
         if self._dead:
             warnings.warn(_DEAD, UserWarning, stacklevel=2)
+        self._angles = max(1, sum(space is not None for space in subspaces))
         self._stacks = stack_layers(self.layers, subspaces, curvature, scale, self.options)
 
     def evaluate(self, weights: PenaltyWeights, *, gradients: bool = True) -> PenaltyResult:
@@ -160,8 +166,8 @@ class GuardPenalty:
         if through_overlap > 0:
             overlap = overlap_term(stack, parts, options, draw, through_overlap, cotangents)
         if not self._dead:
-            through_angle = weights.collision * (1 - options.alpha)
-            geodesic = geodesic_term(parts, options.geodesic, through_angle, cotangents)
+            through_angle = weights.collision * (1 - options.alpha) / self._angles
+            geodesic = geodesic_term(parts, options.geodesic, through_angle, cotangents) / self._angles
         alignment = alignment_term(stack, parts, weights.alignment, cotangents)
         stability = stability_term(stack, parts, weights.stability, cotangents)
         return torch.stack([alignment, stability, overlap, geodesic], dim=1)

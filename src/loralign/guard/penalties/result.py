@@ -9,13 +9,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PenaltyResult:
-    """Values of all terms, summed over layers and not weighted, and what they say of the update.
+    """Values of all terms over all layers, not weighted, and what they say of the update.
 
     Attributes:
         alignment: ``‖F^½ΔW_A‖²``, with normalised eigenvalues.
         stability: ``‖H^½ΔW_T‖²``.
         overlap: ``E_RM``; not a number where its weight is 0, since it was not computed.
-        geodesic: ``E_geo``.
+        geodesic: ``E_geo``, the mean over the layers that have a subspace; the other terms are sums.
         total: the weighted sum, what is added to the loss.
         gradients: with respect to ``(A, B)`` of every layer, of the total, in float32 (float64 for factors in float64);
             ``None`` where they were not asked, or were added to the parameters'.
