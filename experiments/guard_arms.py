@@ -110,7 +110,7 @@ def make_start(arguments: argparse.Namespace) -> None:
     parts = [unsafe, unsafe, kept, alpaca]
     rows = Dataset.from_list([row for part in parts for row in part.select_columns(columns)])
     judge = Judge(arguments, loaded)
-    enough = UntilAligned(judge, arguments.start_every, refusal=0.92, over_refusal=0.15)
+    enough = UntilAligned(judge, arguments.start_every, refusal=0.9, over_refusal=0.2)
     trainer = GuardedSFTTrainer(
         model=loaded.model,
         args=training_config(
@@ -120,6 +120,8 @@ def make_start(arguments: argparse.Namespace) -> None:
             max_steps=arguments.start_steps,
             per_device_train_batch_size=16,
             learning_rate=arguments.start_rate,
+            # At a constant rate the refusals go up and down by 20 points from one look to the next.
+            lr_scheduler_type="linear",
         ),
         train_dataset=rows.shuffle(seed=0),
         processing_class=loaded.tokenizer,
@@ -354,8 +356,8 @@ def main() -> None:
         command.add_argument("--data", type=Path, required=True, help="directory with tasks/ and safety/")
         command.add_argument("--max-length", type=int, default=128)
         command.add_argument("--steps", type=int, default=60)
-        command.add_argument("--start-steps", type=int, default=200, help="at most")
-        command.add_argument("--start-every", type=int, default=20, help="steps between two looks at the refusals")
+        command.add_argument("--start-steps", type=int, default=48, help="at most")
+        command.add_argument("--start-every", type=int, default=16, help="steps between two looks at the refusals")
         command.add_argument("--start-rate", type=float, default=5e-4)
         command.add_argument("--answers", type=int, default=400, help="Alpaca answers that the start learns from")
         command.add_argument("--fisher-samples", type=int, default=96)
