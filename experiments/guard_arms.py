@@ -120,8 +120,6 @@ def make_start(arguments: argparse.Namespace) -> None:
             max_steps=arguments.start_steps,
             per_device_train_batch_size=16,
             learning_rate=arguments.start_rate,
-            # At a constant rate the refusals go up and down by 20 points from one look to the next.
-            lr_scheduler_type="linear",
         ),
         train_dataset=rows.shuffle(seed=0),
         processing_class=loaded.tokenizer,
@@ -356,17 +354,19 @@ def main() -> None:
         command.add_argument("--data", type=Path, required=True, help="directory with tasks/ and safety/")
         command.add_argument("--max-length", type=int, default=128)
         command.add_argument("--steps", type=int, default=60)
-        command.add_argument("--start-steps", type=int, default=48, help="at most")
-        command.add_argument("--start-every", type=int, default=16, help="steps between two looks at the refusals")
+        command.add_argument("--start-steps", type=int, default=200, help="at most")
+        command.add_argument("--start-every", type=int, default=20, help="steps between two looks at the refusals")
         command.add_argument("--start-rate", type=float, default=5e-4)
         command.add_argument("--answers", type=int, default=400, help="Alpaca answers that the start learns from")
         command.add_argument("--fisher-samples", type=int, default=96)
         command.add_argument("--fisher-tokens", type=int, default=OPENING, help="first response tokens")
         command.add_argument("--subspace-rank", type=int, default=32)
         command.add_argument("--rate", type=float, default=2e-4)
-        command.add_argument("--judged", type=int, default=100, help="prompts of either kind")
         command.add_argument(
-            "--judge-offset", type=int, default=4 if name == "run" else 0, help="which of the prompts; 0: for tuning"
+            "--judged", type=int, default=60 if name == "start" else 100, help="prompts of either kind"
+        )
+        command.add_argument(
+            "--judge-offset", type=int, default=2 if name == "run" else 0, help="which of the prompts; 0: for tuning"
         )
         command.add_argument("--task-samples", type=int, default=100)
         if name == "run":
