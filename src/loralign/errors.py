@@ -54,3 +54,7 @@ class NonFiniteError(LoralignError):
 
 class StateError(LoralignError):
     """A saved state that is of another version, of another run or damaged."""
+
+
+class ServerError(LoralignError):
+    """A chat server that cannot be reached, refuses a request or answers with something else than a completion."""

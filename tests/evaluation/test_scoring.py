@@ -70,7 +70,7 @@ def test_scores_are_those_of_dense_float64(architecture: str, tokenised: Dataset
 def test_plain_heads_are_applied_to_few_rows_at_a_time(
     architecture: str, monkeypatch: pytest.MonkeyPatch, tokenised: Dataset
 ) -> None:
-    monkeypatch.setattr("loralign.evaluation.scoring._LOGITS_AT_ONCE", 8 * 100)
+    monkeypatch.setattr("loralign.evaluation.sequence_sums._LOGITS_AT_ONCE", 8 * 100)
     model = build(architecture)
     seen: list[int] = []
     model.get_output_embeddings().register_forward_hook(lambda *call: seen.append(call[2][..., 0].numel()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ def generate_answers(
     seed: int = 0,
     show_progress: bool = True,
     description: str = "answering",
+    on_answers: Callable[[Sequence[int], Sequence[str]], None] | None = None,
 ) -> list[str]:
     """The model's answers, in the order of the prompts, without the white space around them.
 
@@ -52,6 +53,8 @@ def generate_answers(
         seed: of sampling, whose draws also depend on ``batch_tokens``. The global generators are left alone.
         show_progress: show a progress bar.
         description: what the progress bar says.
+        on_answers: called after every batch with the indices of its prompts and their answers, so that they can be
+            kept before the last one is there.
 
     Raises:
         ConfigError: a limit, the temperature or ``top_p`` is out of range.
@@ -77,9 +80,12 @@ def generate_answers(
             tokens: torch.Tensor = model.generate(
                 input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
             )
-            texts = tokenizer.batch_decode(tokens[:, length:], skip_special_tokens=True)
+            decoded = tokenizer.batch_decode(tokens[:, length:], skip_special_tokens=True)
+            texts = [text.strip() for text in decoded]
             for index, text in zip(members, texts, strict=True):
-                answers[index] = text.strip()
+                answers[index] = text
+            if on_answers is not None:
+                on_answers(members, texts)
             bar.update(len(members))
     return answers
 

@@ -116,9 +116,11 @@ def bootstrap_mean(
         "vectorized": True,
         "axis": -1,
     }
-    drawn = stats.bootstrap(
-        data, statistic, method="percentile", n_resamples=resamples, rng=np.random.default_rng(seed), **options
-    )
+    # A ratio may be infinite in some resamples, whose standard error, not used here, is then none.
+    with np.errstate(invalid="ignore"):
+        drawn = stats.bootstrap(
+            data, statistic, method="percentile", n_resamples=resamples, rng=np.random.default_rng(seed), **options
+        )
     interval = drawn.confidence_interval
     if np.ptp(drawn.bootstrap_distribution) > 0 and pairs <= _MOST_FOR_BCA:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
