@@ -10,7 +10,21 @@ from collections.abc import Sequence
 import typer
 
 from loralign import __version__
-from loralign.cli import adapt, align, demo, diagnose, evaluate, fisher, models, refine, repair
+from loralign.cli import (
+    adapt,
+    align,
+    compare,
+    demo,
+    diagnose,
+    driftcheck,
+    evaluate,
+    fisher,
+    models,
+    refine,
+    repair,
+    report,
+    tasks,
+)
 from loralign.errors import LoralignError
 
 app = typer.Typer(
@@ -21,7 +35,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (align, diagnose, evaluate, refine, fisher, adapt, repair, models, demo):
+for command in (
+    align,
+    diagnose,
+    evaluate,
+    refine,
+    fisher,
+    adapt,
+    repair,
+    driftcheck,
+    tasks,
+    report,
+    compare,
+    models,
+    demo,
+):
     command.register(app)
 
 

@@ -32,6 +32,7 @@ class RepairRun:
         task: loss on task samples (nats per token) of the base, the adapter as it came and the repaired one; ``None``
             without task data.
         safety: refusals of the three, or ``None`` where no answers were generated.
+        adapter: the adapter as it came.
     """
 
     report: RepairReport
@@ -39,12 +40,14 @@ class RepairRun:
     drift_after: Estimate
     task: dict[str, Estimate] | None
     safety: dict[str, Any] | None
+    adapter: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
         return {
             "version": 1,
             "kind": "repair",
+            "adapter": self.adapter,
             "report": self.report.to_json(),
             "drift_before": vars(self.drift_before),
             "drift_after": vars(self.drift_after),
@@ -166,6 +169,7 @@ def repair_adapter(
         mean_estimate(probe.measure(peft_model).per_sample_kl),
         scorer.task,
         scorer.safety,
+        adapter,
     )
     save_adapter(peft_model, loaded.tokenizer, base, output, {"repair.json": result.to_json()})
     return result
