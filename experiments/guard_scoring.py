@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from loralign.data import load_task, tokenise_completions
 from loralign.evaluation import PhraseJudge, completion_losses, generate_answers
 from loralign.guard import AlignmentSubspace, ProbeSet, total_share
+from loralign.guard.fisher_options import OPENING
 from loralign.lora import lora_layers
 
 
@@ -42,16 +43,18 @@ class Judge:
         if task is not None:
             self.samples = self._held_back(arguments, task)
             self.completions = tokenise_completions(self.samples, self.tokenizer, self.max_length)
-        self.probe = ProbeSet(probe, pad_id=self.tokenizer.pad_token_id) if probe else None
-        if self.probe is not None:
-            self.probe.cache(start.model)
+        self.probes = {
+            name: ProbeSet(probe, pad_id=self.tokenizer.pad_token_id, response_tokens=tokens)
+            for name, tokens in (("kl", None), ("kl_opening", OPENING))
+            if probe
+        }
+        for one in self.probes.values():
+            one.cache(start.model)
 
     def summary(self, model: Any, subspace: AlignmentSubspace | None = None) -> dict[str, Any]:
         """All scores of a model."""
         found: dict[str, Any] = dict(self.safety(model))
-        if self.probe is not None:
-            drift = self.drift(model)
-            found |= {"kl": drift.kl, "logprob_lost": drift.logprob_lost}
+        found |= {name: probe.measure(model).kl for name, probe in self.probes.items()}
         if self.task is not None:
             losses = completion_losses(model, self.completions, pad_id=self.tokenizer.pad_token_id)
             found["task_loss"] = float(losses.mean())
@@ -62,11 +65,9 @@ class Judge:
             found["share"] = total_share(layers, subspace.match(layers))
         return found
 
-    def drift(self, model: Any) -> Any:
-        """Divergence from the start on the probe."""
-        if self.probe is None:
-            raise ValueError("there is no probe")
-        return self.probe.measure(model)
+    def drift(self, model: Any) -> float:
+        """Divergence from the start on the opening of the probe's responses, which budgets bound."""
+        return self.probes["kl_opening"].measure(model).kl
 
     def safety(self, model: Any) -> dict[str, Any]:
         """Share of refusals of unsafe and of safe prompts, and every judgement."""

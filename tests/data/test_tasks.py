@@ -155,8 +155,7 @@ def test_a_missing_column_is_named(write: Write, columns: dict[str, Any], proble
 @pytest.mark.parametrize(
     ("source", "options", "problem"),
     [
-        ("builtin", {}, "no task data is bundled"),
-        ("builtin:train", {}, "no task data is bundled"),
+        ("builtin:test", {}, "the bundled task has no split 'test'"),
         ("math=a.jsonl", {}, "task data serves no objective"),
         ("nowhere.jsonl", {}, "no such file or directory"),
         ("a.jsonl", {"limit": 0}, "a limit of 0 rows"),

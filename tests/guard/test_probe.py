@@ -81,6 +81,22 @@ def test_drift_equals_the_dense_formulas(architecture: str) -> None:
     assert probe.start_entropy == pytest.approx(sum(before) / len(before), rel=1e-6)
 
 
+def test_only_the_first_response_tokens_count_if_so_asked() -> None:
+    model = adapted("llama", torch.float64)
+    start = copy.deepcopy(model)
+    probe = ProbeSet(samples(), response_tokens=2)
+    probe.cache(model)
+    models.perturb(model, "default", 0.1, seed=5)
+    wanted = [min(one.response_length, 2) for one in samples()]
+    assert [one.response_length for one in probe.completions] == wanted
+    check_against_dense(probe, start, model)
+    whole = ProbeSet(samples())
+    whole.cache(start)
+    assert whole.measure(model).kl != pytest.approx(probe.measure(model).kl, rel=1e-3)
+    with pytest.raises(DataError, match="0 response tokens"):
+        ProbeSet(samples(), response_tokens=0)
+
+
 def test_experts_are_routed_as_in_the_dense_formulas() -> None:
     model = zoo.lora_model("mixtral", trained=False)
     start = copy.deepcopy(model)

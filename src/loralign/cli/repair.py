@@ -32,6 +32,9 @@ def repair(
     epsilon: float = typer.Option(0.5, "--epsilon", help="Cosine below which one of them is an intruder."),
     probe: list[str] = typer.Option(["builtin"], "--probe", help="Prompts with responses that must survive."),
     probe_samples: int = typer.Option(48, "--probe-samples", min=1, help="Samples of the probe."),
+    probe_tokens: int = typer.Option(
+        None, "--probe-tokens", min=0, help="Their first response tokens that count: 2 by default; 0 is all of them."
+    ),
     task: list[str] = typer.Option([], "--task", help="Task data, to say what the repair costs."),
     task_samples: int = typer.Option(64, "--task-samples", min=1, help="Task samples scored."),
     judge: int = typer.Option(0, "--judge", min=0, help="Probe prompts answered and judged; 0 is off."),
@@ -68,6 +71,7 @@ def repair(
         max_length=max_length,
         model=model,
         dtype=dtype,  # type: ignore[arg-type]
+        **({} if probe_tokens is None else {"probe_tokens": probe_tokens}),
     )
     if as_json:
         typer.echo(json.dumps(run.to_json()))

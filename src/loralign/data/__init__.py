@@ -2,7 +2,13 @@
 
 from loralign.data.alignment import load_alignment_data, load_alignment_prompts
 from loralign.data.builtin import BUILTIN_OBJECTIVES
-from loralign.data.completions import Completion, CompletionBatch, completion_batches, tokenise_completions
+from loralign.data.completions import (
+    Completion,
+    CompletionBatch,
+    completion_batches,
+    openings,
+    tokenise_completions,
+)
 from loralign.data.lengths import LengthReport, limit_length
 from loralign.data.objectives import MAX_OBJECTIVES, check_objective_list
 from loralign.data.preferences import Preferences, load_preferences
@@ -25,6 +31,7 @@ __all__ = [
     "load_preferences",
     "load_prompts",
     "load_task",
+    "openings",
     "overlap",
     "tokenise_completions",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,6 +41,23 @@ class Completion:
     def response_length(self) -> int:
         """Response tokens that have a token before them, by which they can be predicted."""
         return len(self.ids) - max(self.prompt_length, 1)
+
+
+def openings(completions: Iterable[Completion], tokens: int | None) -> list[Completion]:
+    """Completions cut after the first tokens of their responses, where a refusal and an answer part ways.
+
+    Args:
+        completions: with prompts of any length.
+        tokens: response tokens to keep; ``None`` keeps all.
+
+    Raises:
+        DataError: fewer than one token is asked for.
+    """
+    if tokens is None:
+        return list(completions)
+    if tokens < 1:
+        raise DataError(f"{tokens} response tokens", place="openings", fix="keep at least one, or None for all")
+    return [replace(one, ids=one.ids[: max(one.prompt_length, 1) + tokens]) for one in completions]
 
 
 @dataclass(frozen=True)

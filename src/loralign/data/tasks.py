@@ -9,6 +9,7 @@ import datasets
 
 from loralign.data import responses
 from loralign.data.builtin import is_builtin
+from loralign.data.builtin_task import builtin_task
 from loralign.data.checks import Problem, check_text
 from loralign.data.responses import Exchange, exchange_reader, read_pair
 from loralign.data.sources import parse_sources, read_tables
@@ -30,7 +31,8 @@ def load_task(source: str, split: str = "train", limit: int | None = None, *, re
     is that of the response alone; ``text`` is trained on whole.
 
     Args:
-        source: a file (.jsonl, .json, .csv, .parquet), a pattern of files, a directory of a dataset or a hub name.
+        source: a file (.jsonl, .json, .csv, .parquet), a pattern of files, a directory of a dataset, a hub name, or
+            ``builtin``: orders to write down as JSON, for demonstrations.
         split: which split of a directory or a hub dataset; a file is one split and is read whole.
         limit: take the first so many rows and look at no others.
         revision: revision of a hub dataset.
@@ -49,7 +51,8 @@ def load_task(source: str, split: str = "train", limit: int | None = None, *, re
     if parsed.objective is not None:
         raise DataError("task data serves no objective", place=source, fix=f"write {parsed.location}")
     if is_builtin(parsed.location):
-        raise DataError("no task data is bundled", place=source, fix="name a file, a directory or a hub name")
+        rows = builtin_task(parsed.location.partition(":")[2] or split)[:limit]
+        return datasets.Dataset.from_list(rows, features=_features(rows[0]))
     faults, rows, first = Faults(), list[_Row](), ""
     for table in read_tables(parsed, wanted=_WANTED, split=split, revision=revision):
         read = _reader(table)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loralign.data.completions import Completion, CompletionBatch, completion_batches
+from loralign.data.completions import Completion, CompletionBatch, completion_batches, openings
 from loralign.errors import DataError, NonFiniteError, StateError
 from loralign.guard.head import OutputHead
 from loralign.guard.modes import evaluating
@@ -66,13 +66,23 @@ class ProbeSet:
         completions: tokenised samples, each with a response token.
         batch_size: samples per forward pass.
         pad_id: the token to pad with.
+        response_tokens: how many of a response's first tokens count; all of them by default. There a refusal and an
+            answer part ways, and the divergence follows the refusals; averaged over whole responses it is mostly that
+            of one wording from another (docs/results.md).
 
     Raises:
-        DataError: there are no samples, or one has no response token.
+        DataError: there are no samples, one has no response token, or fewer than one is to count.
     """
 
-    def __init__(self, completions: Sequence[Completion], *, batch_size: int = 16, pad_id: int = 0) -> None:
-        self.completions = list(completions)
+    def __init__(
+        self,
+        completions: Sequence[Completion],
+        *,
+        batch_size: int = 16,
+        pad_id: int = 0,
+        response_tokens: int | None = None,
+    ) -> None:
+        self.completions = openings(completions, response_tokens)
         self.batch_size = batch_size
         self.pad_id = pad_id
         self._start: _Start | None = None

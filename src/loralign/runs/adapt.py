@@ -120,7 +120,8 @@ def run_adaptation(recipe: AdaptRecipe) -> AdaptResult:
     save_adapter(model, prepared.loaded.tokenizer, base, directory / ADAPTER)
     judged = balanced(prepared.must_survive.probe, run.judged_prompts) if run.judged_prompts else None
     probe = list(prepared.guard.data.probe)
-    scores = score_adaptation(model, prepared.loaded, prepared.held_back, probe, judged, subspace)
+    tokens = recipe.guard.probe_tokens or None
+    scores = score_adaptation(model, prepared.loaded, prepared.held_back, probe, judged, subspace, tokens)
     write_json(directory / "scores.json", scores.to_json())
     if run.samples:
         write_json(directory / "samples.json", _samples(recipe, prepared, model))
@@ -235,6 +236,7 @@ def _description(recipe: AdaptRecipe, prepared: PreparedAdaptation, started: flo
             "train": len(prepared.train),
             "validation": len(prepared.validation),
             "probe": len(prepared.guard.data.probe),
+            "probe_tokens": recipe.guard.probe_tokens,
             "probe_prompts_in_training": prepared.shared,
         },
         "environment": describe_environment(prepared.trainer.model),

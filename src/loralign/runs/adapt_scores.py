@@ -49,6 +49,7 @@ def score_adaptation(
     probe: Sequence[Completion],
     judged: Any,
     subspace: AlignmentSubspace | None,
+    probe_tokens: int | None = None,
 ) -> AdaptScores:
     """Score a PEFT model against its own base, which the disabled adapter is.
 
@@ -59,11 +60,12 @@ def score_adaptation(
         probe: must-survive samples that nothing was estimated on.
         judged: rows whose prompts are answered and judged, or ``None``.
         subspace: to say how much of the update lies in it.
+        probe_tokens: first response tokens that drift is measured on; all of them by default.
     """
     pad = loaded.tokenizer.pad_token_id
     model.eval()
     layers = lora_layers(model)
-    drift = ProbeSet(probe, pad_id=pad)
+    drift = ProbeSet(probe, pad_id=pad, response_tokens=probe_tokens)
     with model.disable_adapter():
         drift.cache(model)
         before = completion_losses(model, task, pad_id=pad)

@@ -10,6 +10,7 @@ from typing import Any
 from loralign.errors import ConfigError, OutputError
 from loralign.evaluation import Estimate, completion_losses, mean_estimate
 from loralign.guard import AlignmentSubspace, PeerOptions, ProbeDrift, ProbeSet, RepairReport, repair
+from loralign.guard.fisher_options import OPENING
 from loralign.guard.layer_subspace import Projection
 from loralign.guard.repair_search import check_budget
 from loralign.models import LoadedModel, load_adapter, load_model, portable_base_name
@@ -92,6 +93,7 @@ def repair_adapter(
     subspace: str | None = None,
     probe_data: Sequence[str] = ("builtin",),
     probe_samples: int = 48,
+    probe_tokens: int = OPENING,
     task_data: Sequence[str] = (),
     task_samples: int = 64,
     judged_prompts: int = 0,
@@ -108,6 +110,7 @@ def repair_adapter(
         subspace: a directory of ``loralign fisher``; the methods ``fisher`` and ``random`` need it.
         probe_data: prompts with responses that must survive; their validation split measures the drift.
         probe_samples: samples of the probe.
+        probe_tokens: first tokens of their responses that drift is measured on; 0 is all of them.
         task_data: task samples, to say what the repair costs.
         task_samples: of those.
         judged_prompts: probe prompts answered and judged; 0 is off.
@@ -129,6 +132,7 @@ def repair_adapter(
     probe = ProbeSet(
         tokenised(rows.select(range(min(len(rows), probe_samples))), loaded, max_length),
         pad_id=loaded.tokenizer.pad_token_id,
+        response_tokens=probe_tokens or None,
     )
     known = None if subspace is None else AlignmentSubspace.load(subspace, loaded.model)
     unaligned = None

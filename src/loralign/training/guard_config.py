@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from loralign.errors import ConfigError
 from loralign.guard import DriftController, PenaltyOptions, PenaltyWeights
+from loralign.guard.fisher_options import OPENING
 from loralign.guard.layer_subspace import Projection
 from loralign.guard.penalties.options import CurvatureForm, Geodesic
 from loralign.training.options import option
@@ -63,13 +64,16 @@ class GuardConfig:
     project_strength: float = option(1.0, "Share of the part in the subspace that guard_mode project takes out.")
     drift_budget: float | None = option(
         None,
-        "Divergence from the start that may be lost, in nats per token of the probe's responses; sets the weights.",
+        "Divergence from the start that may be lost, in nats per token of the probe's openings; sets the weights.",
     )
     control_rate: float | None = option(None, "Step size of the dual ascent that follows the budget.")
     control_max: float = option(1e4, "Largest factor by which the budget may raise the weights.")
     control_entropy: float = option(0.0, "How far a rise of the probe's predictive entropy lowers the weights.")
     probe_every: int = option(5, "Measure drift on the probe set every so many optimiser steps; 0 is off.")
     probe_samples: int = option(48, "Prompts of the probe set.")
+    probe_tokens: int = option(
+        OPENING, "First tokens of the probe's responses that drift is measured on; 0 is all of them."
+    )
     reestimate_every: float = option(
         0.25,
         "Estimate the subspace again every so many optimiser steps; below 1 a share of the run's steps, 0 is off.",
@@ -101,6 +105,7 @@ class GuardConfig:
             ("curvature_samples", 1, math.inf),
             ("probe_every", 0, math.inf),
             ("probe_samples", 1, math.inf),
+            ("probe_tokens", 0, math.inf),
             ("reestimate_every", 0, math.inf),
             ("refusal_every", 0, math.inf),
         ):

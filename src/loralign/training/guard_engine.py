@@ -121,7 +121,10 @@ class GuardEngine:
         self.controller = config.make_controller()
         self.monitors = GuardMonitors()
         self.hold: SubspaceHold | None = None
-        self.probe = ProbeSet(self.data.probe, pad_id=self.data.pad_id) if self._probing() else None
+        self.probe: ProbeSet | None = None
+        if self.data.probe and config.probe_every > 0:
+            tokens = config.probe_tokens or None
+            self.probe = ProbeSet(self.data.probe, pad_id=self.data.pad_id, response_tokens=tokens)
         self._subspace = subspace
         if subspace is not None and config.task_curvature == "identity":
             self.hold = SubspaceHold(self.layers, subspace, config, seed=seed)
@@ -227,9 +230,6 @@ class GuardEngine:
         if self.controller is not None:
             self.controller.load_state_dict(state["controller"])
         self.monitors.load_state_dict(state["monitors"])
-
-    def _probing(self) -> bool:
-        return bool(self.data.probe) and self.config.probe_every > 0
 
     def _measure_start(self) -> None:
         if self.probe is not None:
