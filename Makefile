@@ -34,6 +34,7 @@ benchmarks: $(STAMP)
 	$(BIN)/python benchmarks/guard_penalty.py
 	$(BIN)/python benchmarks/fisher.py
 	$(BIN)/python benchmarks/repair.py
+	$(BIN)/python benchmarks/driftcheck.py
 
 # torch comes first and alone, so that the constraint picks the build before anything else asks for one. The model's
 # wheel is installed without its dependencies: they compile a whole inference engine that is not needed here.

@@ -42,7 +42,7 @@ def test_base_adapter_and_merged_are_scored_and_written(loralign, model, adapter
         assert word in result.out
     written = read(tmp_path / "out" / "tasks.json")
     assert (written["format"], written["version"]) == ("loralign.tasks", 1)
-    assert (written["model"], written["adapter"]) == (str(model), str(adapter))
+    assert (written["model"], written["start"], written["adapter"]) == (str(model), str(model), str(adapter))
     assert list(written["arms"]) == ["base", "adapter", "merged"]
     assert {(one["task"], one["n"], one["fewshot"]) for one in written["arms"]["adapter"]["scores"]} == {
         ("local_sst2", 4, 0), ("local_gsm8k", 4, 0), ("local_mmlu", 4, 2),

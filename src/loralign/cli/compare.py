@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from loralign.cli.show import console, print_table
+
+if TYPE_CHECKING:
+    from loralign.report.runs import Story
 
 
 def register(app: typer.Typer) -> None:
@@ -16,9 +21,15 @@ def compare(
     runs: list[str] = typer.Argument(help="Output of adapt, align, repair, driftcheck run or task scores; repeatable."),
 ) -> None:
     """Print the table of a report, scores as rows and models as columns, and its headline."""
-    from loralign.report.runs import comparison_tables, load_story
+    from loralign.report.runs import load_story
 
-    story = load_story(runs)
+    show_story(load_story(runs))
+
+
+def show_story(story: Story) -> None:
+    """The same for a story that is read already."""
+    from loralign.report.runs import comparison_tables
+
     for number, table in enumerate(comparison_tables(story, console.width)):
         print_table("Scores with 95 % intervals" if number == 0 else "", table.headings, table.rows)
     console.print()

@@ -6,36 +6,38 @@ from pathlib import Path
 
 import typer
 
-from loralign.cli.align import show_result
+from loralign.cli.compare import show_story
+from loralign.cli.show import console
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("demo", help="Align SmolLM2-135M-Instruct on the bundled data with GA-LoRA-Geo: about five minutes.")(
-        demo
-    )
+    app.command(
+        "demo",
+        help="The whole story on bundled data: align SmolLM2-135M-Instruct, adapt it with and without a guard, repair, "
+        "measure, report. About ten minutes; taken up again where it stopped.",
+    )(demo)
 
 
 def demo(
-    output: Path = typer.Option(Path("runs/demo"), "--output", "-o", help="Where the run goes."),
-    steps: int = typer.Option(30, "--steps", min=1, help="Optimiser steps."),
+    output: Path = typer.Option(Path("runs/demo"), "--output", "-o", help="Where everything goes."),
+    model: str = typer.Option(None, "--model", help="Another model to align."),
     weighting: str = typer.Option("geo", "--weighting", help="How the objectives are weighted."),
+    align_steps: int = typer.Option(30, "--align-steps", min=1, help="Optimiser steps of the alignment."),
+    adapt_steps: int = typer.Option(20, "--adapt-steps", min=1, help="Optimiser steps of each adaptation."),
+    scored: int = typer.Option(240, "--scored", min=1, help="Prompts whose openings are scored."),
+    answered: int = typer.Option(100, "--answered", min=1, help="Prompts that are answered."),
+    max_length: int = typer.Option(192, "--max-length", min=8, help="Longest sample in tokens."),
+    seed: int = typer.Option(0, "--seed"),
 ) -> None:
-    """Run the main job on the embedded default; a run that was cut off is taken up again."""
-    from loralign.runs import parse_recipe, run_alignment
-    from loralign.training import last_whole_checkpoint
+    """Run what is not yet done, and print the same table as ``loralign compare``."""
+    from loralign.runs.demo import DemoOptions, run_demo
 
-    unfinished = last_whole_checkpoint(output) is not None and not (output / "report.html").exists()
-    recipe = parse_recipe(
-        [
-            "--output_dir", str(output),
-            "--max_steps", str(steps),
-            "--weighting", weighting,
-            "--measure_every", "5",
-            "--learning_rate", "2e-4",
-            "--max_length", "192",
-            "--save_steps", "10",
-            "--resume" if unfinished else "--overwrite", "true",
-        ]
-    )  # fmt: skip
-    show_result(run_alignment(recipe))
+    story, report = run_demo(
+        output,
+        DemoOptions(model, weighting, align_steps, adapt_steps, scored, answered, max_length, seed),
+        tell=lambda line: console.print(f"\n{line}", markup=False, soft_wrap=True),
+    )
+    console.print()
+    show_story(story)
+    console.print(f"report  {report}", markup=False, soft_wrap=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import typer
 
+from loralign.cli.choices import CheckMode, Dtype
 from loralign.cli.driftcheck_build import build
 from loralign.cli.show import console, print_table
 
@@ -27,7 +28,9 @@ def run(
     adapter: str = typer.Option(None, "--adapter", help="An adapter on top of the model."),
     baseline: str = typer.Option(None, "--baseline", help="A model, an adapter or a finished run to compare with."),
     against: Path = typer.Option(None, "--against", help="A finished run: say how much of its drift is avoided."),
-    mode: str = typer.Option("generate", "--mode", help="generate (answers are judged) or score (openings, fast)."),
+    mode: CheckMode = typer.Option(
+        "generate", "--mode", help="generate (answers are judged) or score (openings, fast)."
+    ),
     part: str = typer.Option("test", "--part", help="train, probe, test or all."),
     count: int = typer.Option(None, "--prompts", min=1, help="At most so many prompts, spread over categories."),
     judge: str = typer.Option("phrases", "--judge", help="phrases, classifier:DIR:LABEL, server:URL:MODEL, phrases+…"),
@@ -41,7 +44,7 @@ def run(
     retries: int = typer.Option(4, "--retries", min=0, help="Further attempts for a request."),
     judge_budget: int = typer.Option(20_000, "--judge-budget", min=1, help="Most requests to a server that judges."),
     api_key_variable: str = typer.Option(None, "--api-key-variable", help="Environment variable with the key."),
-    dtype: str = typer.Option("auto", "--dtype", help="Weights: auto, float32, bfloat16 or float16."),
+    dtype: Dtype = typer.Option("auto", "--dtype", help="Weights: auto, float32, bfloat16 or float16."),
     seed: int = typer.Option(0, "--seed"),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
@@ -54,7 +57,7 @@ def run(
         prompts,
         output,
         CheckOptions(
-            mode=mode,  # type: ignore[arg-type]
+            mode=mode,
             part=part,
             prompts=count,
             judge=judge,
@@ -62,7 +65,7 @@ def run(
             max_new_tokens=max_new_tokens,
             batch_tokens=batch_tokens,
             temperature=temperature,
-            dtype=dtype,  # type: ignore[arg-type]
+            dtype=dtype,
             concurrency=concurrency,
             retries=retries,
             timeout=timeout,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
 
 import typer
 
+from loralign.cli.choices import Dtype
 from loralign.cli.show import print_table
 
 _COLUMNS = (
@@ -31,7 +31,7 @@ def evaluate(
     adapter: Path = typer.Argument(help="A PEFT LoRA adapter's directory."),
     data: list[str] = typer.Option(["builtin:validation"], "--data", help="NAME=SOURCE or a labelled SOURCE."),
     model: str | None = typer.Option(None, "--model", help="Base model; by default the one that the adapter names."),
-    dtype: str = typer.Option("auto", "--dtype", help="float32 resolves drifts that bfloat16 rounds away."),
+    dtype: Dtype = typer.Option("auto", "--dtype", help="float32 resolves drifts that bfloat16 rounds away."),
     max_length: int = typer.Option(1024, "--max-length", help="Tokens of prompt and response."),
     beta: float = typer.Option(0.1, "--beta", help="DPO's beta, for margins and losses."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
@@ -40,7 +40,7 @@ def evaluate(
     """Print scores of the adapter, of its base, and the difference."""
     from loralign.runs import evaluate_adapter
 
-    result = evaluate_adapter(adapter, data, model=model, dtype=_dtype(dtype), max_length=max_length, beta=beta)
+    result = evaluate_adapter(adapter, data, model=model, dtype=dtype, max_length=max_length, beta=beta)
     if save is not None:
         result.pairs.save(save)
     if as_json:
@@ -50,12 +50,3 @@ def evaluate(
     for title, scores in (("Adapter", result.after), ("Base", result.before), ("Difference", result.difference)):
         rows = scores.table(_COLUMNS)
         print_table(title, list(rows[0]), [list(row.values()) for row in rows])
-
-
-def _dtype(text: str) -> Literal["auto", "float32", "bfloat16", "float16"]:
-    from loralign.errors import ConfigError
-
-    match text:
-        case "auto" | "float32" | "bfloat16" | "float16":
-            return text
-    raise ConfigError(f"{text!r} is no dtype", place="--dtype", fix="use auto, float32, bfloat16 or float16")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from loralign.cli.choices import Dtype
 from loralign.cli.show import console, print_table
 
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -39,7 +40,7 @@ def fisher(
     target_modules: list[str] = typer.Option(["all-linear"], "--target-modules", help="Layers; repeatable."),
     batch_size: int = typer.Option(8, "--batch-size", min=1, help="Samples per backward pass."),
     max_length: int = typer.Option(256, "--max-length", min=8, help="Longest sample in tokens."),
-    dtype: str = typer.Option("auto", "--dtype", help="Base weights: auto, float32, bfloat16 or float16."),
+    dtype: Dtype = typer.Option("auto", "--dtype", help="Base weights: auto, float32, bfloat16 or float16."),
     load_in_4bit: bool = typer.Option(False, "--load-in-4bit", help="Quantise the base."),
     revision: str = typer.Option(None, "--revision", help="Hub revision of the model."),
     response_tokens: int = typer.Option(
@@ -74,7 +75,7 @@ def fisher(
             target_modules=target_modules,
             max_length=max_length,
             generate=generate,
-            dtype=dtype,  # type: ignore[arg-type]
+            dtype=dtype,
             load_in_4bit=load_in_4bit,
             revision=revision,
             kind=kind,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from loralign.cli.choices import Dtype, Projection
 from loralign.cli.show import console, print_table
 
 
@@ -23,7 +24,7 @@ def repair(
     strength: float = typer.Option(None, "--strength", help="Instead: share that is taken out, 0 to 1."),
     method: str = typer.Option("fisher", "--method", help="fisher, random, scale, safe_lora or intruder."),
     per_layer: bool = typer.Option(False, "--per-layer", help="A strength for every layer, by its Fisher energy."),
-    projection: str = typer.Option("hard", "--projection", help="hard or soft."),
+    projection: Projection = typer.Option("hard", "--projection", help="hard or soft."),
     partial: bool = typer.Option(False, "--partial", help="Accept a subspace that covers only some layers."),
     unaligned: str = typer.Option(None, "--unaligned", help="The base before its alignment, for safe_lora."),
     threshold: float = typer.Option(0.5, "--threshold", help="Similarity below which safe_lora projects a layer."),
@@ -40,7 +41,7 @@ def repair(
     judge: int = typer.Option(0, "--judge", min=0, help="Probe prompts answered and judged; 0 is off."),
     max_length: int = typer.Option(256, "--max-length", min=8, help="Longest sample in tokens."),
     model: str = typer.Option(None, "--model", help="The base; by default the one that the adapter names."),
-    dtype: str = typer.Option("auto", "--dtype", help="Base weights: auto, float32, bfloat16 or float16."),
+    dtype: Dtype = typer.Option("auto", "--dtype", help="Base weights: auto, float32, bfloat16 or float16."),
     seed: int = typer.Option(0, "--seed"),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
@@ -56,7 +57,7 @@ def repair(
             strength=strength,
             drift_budget=drift_budget,
             per_layer=per_layer,
-            projection=projection,  # type: ignore[arg-type]
+            projection=projection,
             partial=partial,
             unaligned=unaligned,
             peers=PeerOptions(threshold, projected_layers, top_k, epsilon),
@@ -70,7 +71,7 @@ def repair(
         judged_prompts=judge,
         max_length=max_length,
         model=model,
-        dtype=dtype,  # type: ignore[arg-type]
+        dtype=dtype,
         **({} if probe_tokens is None else {"probe_tokens": probe_tokens}),
     )
     if as_json:

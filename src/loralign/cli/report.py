@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
@@ -11,9 +10,6 @@ from loralign.cli.show import console
 
 _RECORDS = (".json", ".jsonl", ".parquet")
 """What runs are made of; a report of theirs may lie among them under another suffix."""
-
-if TYPE_CHECKING:
-    from loralign.report.runs import Story
 
 
 def register(app: typer.Typer) -> None:
@@ -26,16 +22,20 @@ def report(
     output: Path | None = typer.Option(
         None, "-o", "--output", help="The file; without it HTML goes to report.html, the rest to the screen."
     ),
+    cards: list[Path] = typer.Option(
+        [], "--card", help="Also write what was measured into this adapter's model card; repeatable."
+    ),
     form: str | None = typer.Option(None, "--format", help="html, md, json or csv; else as the file's name says."),
 ) -> None:
     """Write the report."""
     from loralign.files import write_text
-    from loralign.report.runs import load_story, render_csv, render_json, render_markdown, render_story
+    from loralign.report.runs import load_story, render_csv, render_json, render_markdown, render_story, update_card
 
     chosen = _format(form, output)
     if output is not None:
         _check_output(output, runs)
     story = load_story(runs)
+    written = [update_card(story, adapter) for adapter in cards]
     if chosen == "html":
         target = output or Path("report.html")
         render_story(story, target)
@@ -46,12 +46,9 @@ def report(
             return
         target = output
         write_text(target, text)
-    _tell(story, target)
-
-
-def _tell(story: Story, target: Path) -> None:
     console.print(story.headline, markup=False)
-    console.print(f"report  {target}", markup=False, soft_wrap=True)
+    for kind, path in (*(("card", card) for card in written), ("report", target)):
+        console.print(f"{kind:<7} {path}", markup=False, soft_wrap=True)
 
 
 def _format(form: str | None, output: Path | None) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from loralign.cli.evaluate import _dtype
+from loralign.cli.choices import Dtype
 from loralign.cli.show import print_table
 
 
@@ -41,7 +41,7 @@ def tasks(
     chat_template: bool | None = typer.Option(
         None, "--chat-template/--no-chat-template", help="By default where the tokenizer has one."
     ),
-    dtype: str = typer.Option("auto", "--dtype", help="Of the weights."),
+    dtype: Dtype = typer.Option("auto", "--dtype", help="Of the weights."),
     seed: int = typer.Option(0, "--seed", help="Of the draw of solved examples."),
     samples: bool = typer.Option(False, "--samples", help="Also write every answer, as FILE.samples.jsonl."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the file where it exists."),
@@ -57,7 +57,7 @@ def tasks(
         output,
         examples=examples,
         merged=merged,
-        dtype=_dtype(dtype),
+        dtype=dtype,
         limit=limit,
         batch_size=int(batch_size) if batch_size.isdecimal() else batch_size,
         num_fewshot=num_fewshot,

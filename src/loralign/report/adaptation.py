@@ -112,13 +112,14 @@ def _scores(value: dict[str, Any]) -> AdaptationScores:
         task_gain=read_metric(value.get("task_gain")),
         drift=read_metric(value.get("drift")),
         logprob_lost=read_metric(value.get("logprob_lost")),
-        safety_before=_safety(value.get("safety_before")),
-        safety_after=_safety(value.get("safety_after")),
+        safety_before=read_safety(value.get("safety_before")),
+        safety_after=read_safety(value.get("safety_after")),
         share=share.value if share else None,
     )
 
 
-def _safety(value: Any) -> Safety | None:
+def read_safety(value: Any) -> Safety | None:
+    """Refusals as a run or a repair wrote them down; ``None`` where no answers were judged."""
     if not isinstance(value, dict):
         return None
     categories = [mapping(item) for item in sequence(value.get("categories"))]

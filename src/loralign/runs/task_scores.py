@@ -63,8 +63,8 @@ def score_tasks(
             that it names, or, where ``adapter`` is given as well, merged into that base to start from.
         adapter: a PEFT LoRA directory, or None.
         tasks: names of the harness or of recipes, and ``sst2=PATH``, ``gsm8k=PATH``, ``mmlu=PATH``.
-        output: the JSON file to write: format ``loralign.tasks``, model, adapter, settings, ``arms`` (scores by model),
-            ``comparison`` (a row for every metric) and the environment.
+        output: the JSON file to write: format ``loralign.tasks``, model, start, adapter, settings, ``arms`` (scores by
+            model), ``comparison`` (a row for every metric) and the environment.
         examples: ``NAME=PATH`` of files with solved examples for tasks on local files.
         merged: score the merged model as well; needs an adapter.
         dtype: of the weights.
@@ -114,6 +114,7 @@ def score_tasks(
             "format": _FORMAT,
             "version": _VERSION,
             "model": loaded.source.name,
+            "start": loaded.source.name if base is None else str(base),
             "adapter": None if adapter is None else str(adapter),
             "settings": {"tasks": list(tasks), "examples": list(examples), "dtype": dtype, **settings},
             "arms": {arm: _without_samples(scores) for arm, scores in arms.items()},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,33 @@ def test_a_report_never_replaces_what_it_is_made_from(own: Path) -> None:
     assert "is part of what" in refused(OutputError, "report", own, "-o", own / "plain" / "scores.json")
     assert "is a directory" in refused(OutputError, "report", own, "-o", own / "plain")
     assert tasks.read_bytes() == before
+
+
+def test_what_was_measured_goes_into_the_model_card(many: Path, tmp_path: Path) -> None:
+    """A second report replaces the first one's part; the rest of the card stays, and no path goes in."""
+    adapter = many / "repaired"
+    (adapter / "README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n\nWords of my own.\n", encoding="utf-8")
+    for _ in range(2):
+        result = run("report", many / "plain", many / "repaired", "-o", tmp_path / "x.html", "--card", adapter)
+        assert result.exit_code == 0, result.output
+    text = (adapter / "README.md").read_text(encoding="utf-8")
+    assert text.startswith("---\nlicense: mit\n---\n\n# Mine\n\nWords of my own.\n\n<!-- measured by loralign -->\n")
+    assert text.count("## What was gained and lost") == 1
+    assert text.count("| repaired") >= 1
+    assert "### Commands" not in text
+    assert str(many) not in text
+
+
+def test_a_card_is_begun_where_there_is_none(many: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    shutil.copytree(many / "repaired", adapter, ignore=shutil.ignore_patterns("README.md"))
+    assert run("report", many / "repaired", "-o", tmp_path / "x.html", "--card", adapter).exit_code == 0
+    text = (adapter / "README.md").read_text(encoding="utf-8")
+    assert text.startswith("---\nbase_model: ")
+    assert "library_name: peft" in text
+
+
+def test_a_card_belongs_to_an_adapter(many: Path, tmp_path: Path) -> None:
+    line = refused(OutputError, "report", many / "plain", "-o", tmp_path / "x.html", "--card", tmp_path)
+    assert "has no adapter" in line
+    assert not (tmp_path / "x.html").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from loralign.report.runs.card import update_card
 from loralign.report.runs.compare import comparison_tables
 from loralign.report.runs.formats import FORMATS, render_csv, render_json, render_markdown
 from loralign.report.runs.page import render_story, story_page
@@ -18,4 +19,5 @@ __all__ = [
     "render_markdown",
     "render_story",
     "story_page",
+    "update_card",
 ]

@@ -27,12 +27,13 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]<>|~&#!$])")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def render_markdown(story: Story, *, level: int = 2) -> str:
+def render_markdown(story: Story, *, level: int = 2, commands: bool = True) -> str:
     """Return headline, arms, changes, categories and commands as Markdown, without any answer of a model.
 
     Args:
         story: what is told.
         level: of the headings.
+        commands: whether to say how the runs were made, with paths as they were given.
     """
     mark = "#" * level
     lines = [_inline(story.headline), "", *_table(arms_table(story.arms)), ""]
@@ -42,9 +43,9 @@ def render_markdown(story: Story, *, level: int = 2) -> str:
     for quantity, ground, found in category_groups(story.arms):
         title = f"{quantity.title.capitalize()} by category ({ground.name})"
         lines += [f"{mark} {_inline(title)}", "", *_table(category_table(quantity, found)), ""]
-    if story.commands:
-        commands = [f"    {line}" for _, words in story.commands for line in shlex.join(words).splitlines()]
-        lines += [f"{mark} Commands", "", *commands, ""]
+    if commands and story.commands:
+        shown = [f"    {line}" for _, words in story.commands for line in shlex.join(words).splitlines()]
+        lines += [f"{mark} Commands", "", *shown, ""]
     if story.notes:
         lines += [f"{mark} What is missing", "", *(f"- {_inline(note)}" for note in story.notes), ""]
     return "\n".join(lines)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from loralign.errors import StateError
-from loralign.report.adaptation import _safety as read_safety
+from loralign.report.adaptation import read_safety
 from loralign.report.adaptation_records import Safety
 from loralign.report.coerce import clean_text, mapping, number, sequence, strings
 from loralign.report.reading import read_metric

@@ -1,0 +1,266 @@
+"""``loralign demo``: the whole story on bundled data, stage by stage."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from loralign.data.driftcheck import build_driftcheck
+from loralign.errors import ConfigError, OutputError
+from loralign.files import write_json
+from loralign.report.runs import Story, load_story, render_story
+from loralign.runs.adapt import run_adaptation
+from loralign.runs.adapt_recipe import parse_adapt_recipe
+from loralign.runs.align import run_alignment
+from loralign.runs.driftcheck import SCORES, check_drift
+from loralign.runs.driftcheck_options import CheckMode, CheckOptions, CheckSubject
+from loralign.runs.output import ADAPTER
+from loralign.runs.recipe import parse_recipe
+from loralign.runs.repair import RepairOptions, repair_adapter
+from loralign.runs.subspace import estimate_subspace
+from loralign.training import last_whole_checkpoint
+
+DEMO, REPORT = "demo.json", "report.html"
+_ARMS = ("aligned", "plain", "guarded", "repaired")
+_ALIGNED, _PLAIN, _GUARDED, _REPAIRED = _ARMS
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """How much of everything.
+
+    Attributes:
+        model: to align; by default SmolLM2-135M-Instruct.
+        weighting: of the objectives, as for ``loralign align``.
+        align_steps: optimiser steps of the alignment.
+        adapt_steps: optimiser steps of each adaptation.
+        scored_prompts: prompts of driftcheck's score mode.
+        answered_prompts: prompts of its generate mode.
+        max_length: of samples, in tokens.
+        seed: of everything.
+
+    Raises:
+        ConfigError: a number is not positive.
+    """
+
+    model: str | None = None
+    weighting: str = "geo"
+    align_steps: int = 30
+    adapt_steps: int = 20
+    scored_prompts: int = 240
+    answered_prompts: int = 100
+    max_length: int = 192
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("align_steps", "adapt_steps", "scored_prompts", "answered_prompts", "max_length"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}", place=name, fix="use at least 1")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the story.
+
+    Attributes:
+        title: what it does.
+        share: of the whole's time, for the estimate of what remains.
+        result: exists as soon as the stage is finished.
+        act: does it; goes on where an interrupted one stopped.
+    """
+
+    title: str
+    share: float
+    result: Path
+    act: Callable[[], object]
+
+
+def run_demo(
+    output: Path, options: DemoOptions | None = None, *, tell: Callable[[str], None] = print
+) -> tuple[Story, Path]:
+    """Align, adapt twice, repair, measure, report; stages that an earlier call finished are not done again.
+
+    Args:
+        output: a directory for all runs, new or left by an earlier call with the same options.
+        options: how much of everything.
+        tell: shows a line about each stage.
+
+    Returns:
+        What the report says, and the report.
+
+    Raises:
+        OutputError: the directory holds something else, or a demo with other options.
+        LoralignError: any fault of a stage.
+    """
+    options = options or DemoOptions()
+    _claim(output, options)
+    stages = demo_stages(output, options)
+    began, worked = time.monotonic(), 0.0
+    for number, stage in enumerate(stages, 1):
+        if stage.result.exists():
+            tell(f"[{number}/{len(stages)}] {stage.title}: done before")
+            continue
+        left = sum(later.share for later in stages[number - 1 :] if not later.result.exists())
+        tell(f"[{number}/{len(stages)}] {stage.title}{_remaining(time.monotonic() - began, worked, left)}")
+        stage.act()
+        worked += stage.share
+    report = output / REPORT
+    story = load_story(_reported(output))
+    render_story(story, report)
+    return story, report
+
+
+def demo_stages(output: Path, options: DemoOptions) -> list[Stage]:
+    """The stages in their order; shares as measured with SmolLM2-135M on two cores."""
+    fisher, prompts = output / "fisher", output / "prompts"
+    aligned = str(output / _ALIGNED / ADAPTER)
+    return [
+        Stage(
+            f"aligning for three objectives with GA-LoRA ({options.weighting})",
+            40,
+            output / _ALIGNED / REPORT,
+            lambda: _align(output / _ALIGNED, options),
+        ),
+        Stage(
+            "finding the directions that carry the alignment",
+            6,
+            fisher,
+            lambda: estimate_subspace(aligned, fisher, max_length=options.max_length, seed=options.seed),
+        ),
+        Stage(
+            "adapting to a task with plain LoRA",
+            12,
+            output / _PLAIN / REPORT,
+            lambda: _adapt(output / _PLAIN, aligned, "none", options),
+        ),
+        Stage(
+            "adapting to the same task, guarded",
+            18,
+            output / _GUARDED / REPORT,
+            lambda: _adapt(output / _GUARDED, aligned, str(fisher), options),
+        ),
+        Stage(
+            "repairing the plain adapter",
+            3,
+            output / _REPAIRED,
+            lambda: repair_adapter(
+                str(output / _PLAIN / ADAPTER),
+                output / _REPAIRED,
+                RepairOptions(strength=1.0, seed=options.seed),
+                subspace=str(fisher),
+                task_data=["builtin"],
+                max_length=options.max_length,
+            ),
+        ),
+        Stage(
+            "building prompts, safe and unsafe",
+            1,
+            prompts,
+            lambda: build_driftcheck(["builtin"], prompts, safe=1000, unsafe=1000, seed=options.seed),
+        ),
+        *(
+            Stage(
+                f"checking {arm}: {'answers' if mode == 'generate' else 'openings'}",
+                4 if mode == "generate" else 2,
+                _check(output, arm, mode) / SCORES,
+                lambda arm=arm, mode=mode: _measure(output, arm, mode, options),  # type: ignore[misc]
+            )
+            for mode in ("generate", "score")
+            for arm in _ARMS
+        ),
+    ]
+
+
+def _align(directory: Path, options: DemoOptions) -> None:
+    # The likelihood of preferred answers joins the preference loss: a model that never refused learns to from the
+    # answers themselves, while preferences alone only teach it to rank them.
+    flags = {
+        "max_steps": options.align_steps,
+        "weighting": options.weighting,
+        "learning_rate": 5e-4,
+        "max_length": options.max_length,
+        "measure_every": 5,
+        "save_steps": 10,
+        "seed": options.seed,
+    }
+    loss = ["--loss_type", "sigmoid", "sft", "--loss_weights", "0.5", "1.0"]
+    run_alignment(parse_recipe([*_flags(directory, options.model, flags), *loss]))
+
+
+def _adapt(directory: Path, aligned: str, guard: str, options: DemoOptions) -> None:
+    flags = {
+        "data": "builtin",
+        "guard": guard,
+        "max_steps": options.adapt_steps,
+        "max_length": options.max_length,
+        "judged_prompts": 0,
+        "samples": 3,
+        "save_steps": 10,
+        "seed": options.seed,
+    }
+    run_adaptation(parse_adapt_recipe(_flags(directory, aligned, flags)))
+
+
+def _flags(directory: Path, model: str | None, options: dict[str, Any]) -> list[str]:
+    """A run's command line: from its last whole checkpoint, or from the beginning."""
+    begun = "--resume" if last_whole_checkpoint(directory) is not None else "--overwrite"
+    words = ["--output_dir", str(directory), begun, "true"]
+    words += [] if model is None else ["--model", model]
+    return words + [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
+def _measure(output: Path, arm: str, mode: CheckMode, options: DemoOptions) -> None:
+    adapter = output / _REPAIRED if arm == _REPAIRED else output / arm / ADAPTER
+    start, plain = (_check(output, other, mode) for other in (_ALIGNED, _PLAIN))
+    check_drift(
+        CheckSubject(str(adapter)),
+        output / "prompts",
+        _check(output, arm, mode),
+        CheckOptions(
+            mode=mode,
+            prompts=options.answered_prompts if mode == "generate" else options.scored_prompts,
+            seed=options.seed,
+        ),
+        baseline=None if arm == _ALIGNED else str(start),
+        against=plain if arm in (_GUARDED, _REPAIRED) else None,
+    )
+
+
+def _check(output: Path, arm: str, mode: str) -> Path:
+    return output / f"{'answers' if mode == 'generate' else 'openings'}-{arm}"
+
+
+def _reported(output: Path) -> Sequence[str]:
+    names = [*_ARMS, *(_check(output, arm, mode).name for mode in ("generate", "score") for arm in _ARMS)]
+    return [str(output / name) for name in names]
+
+
+def _claim(output: Path, options: DemoOptions) -> None:
+    """Take a new directory, or one that a demo with these options was begun in."""
+    record = output / DEMO
+    wanted = {"version": 1, "kind": "demo", "options": asdict(options)}
+    if not record.exists():
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise OutputError("holds something else", place=str(output), fix="choose another place with --output")
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(record, wanted)
+        return
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"cannot be read: {error}", place=str(record), fix="choose another --output") from error
+    if found != wanted:
+        raise OutputError(
+            "holds a demo with other options", place=str(output), fix="repeat those, or choose another --output"
+        )
+
+
+def _remaining(elapsed: float, worked: float, left: float) -> str:
+    if not worked:
+        return ""
+    minutes = elapsed * left / worked / 60
+    return f" (about {minutes:.0f} min left)" if minutes >= 1 else " (less than a minute left)"
