@@ -23,7 +23,8 @@ def demo(
     output: Path = typer.Option(Path("runs/demo"), "--output", "-o", help="Where everything goes."),
     model: str = typer.Option(None, "--model", help="Another model to align."),
     weighting: str = typer.Option("geo", "--weighting", help="How the objectives are weighted."),
-    align_steps: int = typer.Option(30, "--align-steps", min=1, help="Optimiser steps of the alignment."),
+    teach_steps: int = typer.Option(28, "--teach-steps", min=1, help="Optimiser steps of the lesson before it."),
+    align_steps: int = typer.Option(16, "--align-steps", min=1, help="Optimiser steps of the alignment."),
     adapt_steps: int = typer.Option(20, "--adapt-steps", min=1, help="Optimiser steps of each adaptation."),
     scored: int = typer.Option(240, "--scored", min=1, help="Prompts whose openings are scored."),
     answered: int = typer.Option(100, "--answered", min=1, help="Prompts that are answered."),
@@ -35,7 +36,17 @@ def demo(
 
     story, report = run_demo(
         output,
-        DemoOptions(model, weighting, align_steps, adapt_steps, scored, answered, max_length, seed),
+        DemoOptions(
+            model=model,
+            weighting=weighting,
+            teach_steps=teach_steps,
+            align_steps=align_steps,
+            adapt_steps=adapt_steps,
+            scored_prompts=scored,
+            answered_prompts=answered,
+            max_length=max_length,
+            seed=seed,
+        ),
         tell=lambda line: console.print(f"\n{line}", markup=False, soft_wrap=True),
     )
     console.print()

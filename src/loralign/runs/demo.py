@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from loralign.data import load_alignment_data
 from loralign.data.driftcheck import build_driftcheck
+from loralign.data.preferences import load_preferences
 from loralign.errors import ConfigError, OutputError
-from loralign.files import write_json
+from loralign.files import write_json, write_text
 from loralign.report.runs import Story, load_story, render_story
 from loralign.runs.adapt import run_adaptation
 from loralign.runs.adapt_recipe import parse_adapt_recipe
@@ -25,6 +27,7 @@ from loralign.runs.subspace import estimate_subspace
 from loralign.training import last_whole_checkpoint
 
 DEMO, REPORT = "demo.json", "report.html"
+_TAUGHT = "taught"
 _ARMS = ("aligned", "plain", "guarded", "repaired")
 _ALIGNED, _PLAIN, _GUARDED, _REPAIRED = _ARMS
 
@@ -36,6 +39,7 @@ class DemoOptions:
     Attributes:
         model: to align; by default SmolLM2-135M-Instruct.
         weighting: of the objectives, as for ``loralign align``.
+        teach_steps: optimiser steps of the supervised lesson that comes before the alignment.
         align_steps: optimiser steps of the alignment.
         adapt_steps: optimiser steps of each adaptation.
         scored_prompts: prompts of driftcheck's score mode.
@@ -49,7 +53,8 @@ class DemoOptions:
 
     model: str | None = None
     weighting: str = "geo"
-    align_steps: int = 30
+    teach_steps: int = 28
+    align_steps: int = 16
     adapt_steps: int = 20
     scored_prompts: int = 240
     answered_prompts: int = 100
@@ -57,7 +62,7 @@ class DemoOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("align_steps", "adapt_steps", "scored_prompts", "answered_prompts", "max_length"):
+        for name in ("teach_steps", "align_steps", "adapt_steps", "scored_prompts", "answered_prompts", "max_length"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}", place=name, fix="use at least 1")
 
@@ -116,9 +121,16 @@ def run_demo(
 
 def demo_stages(output: Path, options: DemoOptions) -> list[Stage]:
     """The stages in their order; shares as measured with SmolLM2-135M on two cores."""
-    fisher, prompts = output / "fisher", output / "prompts"
+    lesson, fisher, prompts = output / "lesson.jsonl", output / "fisher", output / "prompts"
     aligned = str(output / _ALIGNED / ADAPTER)
     return [
+        Stage("writing down what is to be taught", 0, lesson, lambda: _write_lesson(lesson)),
+        Stage(
+            "teaching refusals and answers",
+            30,
+            output / _TAUGHT / REPORT,
+            lambda: _teach(output / _TAUGHT, lesson, options),
+        ),
         Stage(
             f"aligning for three objectives with GA-LoRA ({options.weighting})",
             40,
@@ -175,20 +187,51 @@ def demo_stages(output: Path, options: DemoOptions) -> list[Stage]:
     ]
 
 
-def _align(directory: Path, options: DemoOptions) -> None:
-    # The likelihood of preferred answers joins the preference loss: a model that never refused learns to from the
-    # answers themselves, while preferences alone only teach it to rank them.
+def _write_lesson(target: Path) -> None:
+    """Refusals, answers to what only sounds unsafe, and helpful answers: train splits of the bundled data."""
+    kept = load_alignment_data("builtin", split="train")
+    pairs = load_preferences("builtin", split="train").dataset
+    # Refusals twice, so that they are as many as the answers.
+    rows = [*kept, *(row for row in kept if row["label"] == "unsafe")]
+    samples = [{"prompt": row["prompt"], "completion": row["completion"]} for row in rows]
+    samples += [
+        {"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs if row["objective"] == "helpful"
+    ]
+    write_text(target, "".join(json.dumps(sample) + "\n" for sample in samples))
+
+
+def _teach(directory: Path, lesson: Path, options: DemoOptions) -> None:
+    # Preferences alone teach a model that never refused to rank refusals, not to write them.
     flags = {
+        "data": lesson,
+        "guard": "none",
+        "max_steps": options.teach_steps,
+        "learning_rate": 8e-4,
+        "lr_scheduler_type": "constant_with_warmup",
+        "per_device_train_batch_size": 16,
+        "max_length": options.max_length,
+        "validation_samples": 16,
+        "probe_every": 0,
+        "judged_prompts": 0,
+        "samples": 0,
+        "save_steps": 10,
+        "seed": options.seed,
+    }
+    run_adaptation(parse_adapt_recipe(_flags(directory, options.model, flags)))
+
+
+def _align(directory: Path, options: DemoOptions) -> None:
+    flags = {
+        "adapter": directory.with_name(_TAUGHT) / ADAPTER,
         "max_steps": options.align_steps,
         "weighting": options.weighting,
-        "learning_rate": 5e-4,
+        "learning_rate": 1e-4,
         "max_length": options.max_length,
         "measure_every": 5,
         "save_steps": 10,
         "seed": options.seed,
     }
-    loss = ["--loss_type", "sigmoid", "sft", "--loss_weights", "0.5", "1.0"]
-    run_alignment(parse_recipe([*_flags(directory, options.model, flags), *loss]))
+    run_alignment(parse_recipe(_flags(directory, options.model, flags)))
 
 
 def _adapt(directory: Path, aligned: str, guard: str, options: DemoOptions) -> None:
