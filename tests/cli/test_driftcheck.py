@@ -125,7 +125,7 @@ def test_an_interrupted_run_goes_on(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--mode", "guess"), ("guess", "generate, score")),
+        (("--mode", "guess"), ("guess", "'generate', 'score'")),
         (("--part", "most"), ("most", "train, probe, test, all")),
         (("--judge", "oracle"), ("oracle",)),
         (("--toxicity", "nose"), ("nose",)),

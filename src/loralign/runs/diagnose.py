@@ -16,7 +16,7 @@ from loralign.errors import ConfigError
 from loralign.geometry import directional_distortion, make_weighting, tradeoff_distortion
 from loralign.models import load_model
 from loralign.report import diagnosis_sentences
-from loralign.runs.evaluate import open_base
+from loralign.runs.opening import open_base
 from loralign.runs.prepare import make_trainer
 from loralign.runs.recipe import Recipe, parse_recipe
 from loralign.training import MultiObjectiveDPOTrainer

@@ -8,23 +8,9 @@ from typing import Any
 from loralign.errors import ConfigError
 from loralign.evaluation.responders.local import LocalResponder
 from loralign.evaluation.responders.server import ServerResponder
-from loralign.models import is_adapter, load_adapter, load_model
 from loralign.runs.driftcheck_options import CheckOptions, CheckSubject
-from loralign.runs.environment import describe_environment, onto_device
-from loralign.runs.evaluate import open_base
-
-
-@dataclass(frozen=True)
-class Local:
-    """A model in this process.
-
-    Attributes:
-        model: with its adapter, if it has one, in evaluation mode.
-        tokenizer: of the model.
-    """
-
-    model: Any
-    tokenizer: Any
+from loralign.runs.environment import describe_environment
+from loralign.runs.opening import Local, open_local
 
 
 @dataclass
@@ -50,16 +36,7 @@ def open_subject(opened: Opened, options: CheckOptions) -> Local:
     if subject.server is not None:
         raise ConfigError("a server gives no log-probabilities", place="--mode", fix="use generate")
     if opened.local is None:
-        adapter, model = subject.adapter, subject.model
-        if adapter is None and is_adapter(model):
-            adapter, model = model, None
-        if adapter is None:
-            loaded = onto_device(load_model(model, dtype=options.dtype))
-            opened.local = Local(loaded.model.eval(), loaded.tokenizer)
-        else:
-            loaded = onto_device(open_base(adapter, model, options.dtype))
-            peft_model, tokenizer, _ = load_adapter(adapter, loaded)
-            opened.local = Local(peft_model.eval(), tokenizer)
+        opened.local = open_local(subject.model, subject.adapter, options.dtype)
     return opened.local
 
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loralign.data import limit_length, load_preferences
-from loralign.errors import AdapterError
 from loralign.evaluation import PairScores, Scores, compare_scores, preference_scores, score_pairs, tokenise_pairs
-from loralign.models import LoadedModel, inspect_adapter, load_adapter, load_model
 from loralign.models.dtype import DtypeName
+from loralign.runs.opening import open_local
 
 
 @dataclass(frozen=True)
@@ -50,29 +49,13 @@ def evaluate_adapter(
         LoralignError: any fault of the adapter, the model or the data.
     """
     pairs_of = load_preferences(list(sources), label_column=label_column, split="validation")
-    loaded = open_base(adapter, model, dtype)
-    peft_model, tokenizer, _ = load_adapter(adapter, loaded)
-    pairs_of, _ = limit_length(pairs_of, tokenizer, max_length=max_length, policy="truncate")
-    peft_model.eval()
-    pairs = score_pairs(
-        peft_model, tokenise_pairs(pairs_of.dataset, tokenizer, max_length), reference="base", batch_tokens=batch_tokens
-    )
+    local = open_local(model, adapter, dtype)
+    pairs_of, _ = limit_length(pairs_of, local.tokenizer, max_length=max_length, policy="truncate")
+    tokenised = tokenise_pairs(pairs_of.dataset, local.tokenizer, max_length)
+    pairs = score_pairs(local.model, tokenised, reference="base", batch_tokens=batch_tokens)
     return EvaluationResult(
         after=preference_scores(pairs, beta=beta),
         before=preference_scores(pairs.of_reference(), beta=beta),
         difference=compare_scores(pairs.of_reference(), pairs, beta=beta),
         pairs=pairs,
     )
-
-
-def open_base(adapter: str | Path, model: str | None, dtype: DtypeName) -> LoadedModel:
-    """Load the base of an adapter: the one named, or the one that the adapter names.
-
-    Raises:
-        AdapterError: the adapter is damaged, or names no base although none was given.
-    """
-    info = inspect_adapter(adapter)
-    if model is None and info.base_model is None:
-        raise AdapterError("the adapter does not name its base model", place=str(adapter), fix="pass --model")
-    revision = info.config.get("revision") if model is None else None
-    return load_model(model or info.base_model, dtype=dtype, revision=revision if isinstance(revision, str) else None)

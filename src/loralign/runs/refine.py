@@ -11,7 +11,7 @@ from loralign.files import write_json
 from loralign.geometry import RefinementReport, refine
 from loralign.models import load_adapter, portable_base_name
 from loralign.runs.diagnose import measuring_trainer
-from loralign.runs.evaluate import open_base
+from loralign.runs.opening import open_base
 from loralign.runs.output import save_adapter
 from loralign.training import MultiObjectiveDPOTrainer
 

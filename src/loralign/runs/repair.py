@@ -17,8 +17,8 @@ from loralign.models import LoadedModel, load_adapter, load_model, portable_base
 from loralign.models.dtype import DtypeName
 from loralign.runs.adapt_scores import judge_answers
 from loralign.runs.environment import onto_device
-from loralign.runs.evaluate import open_base
 from loralign.runs.guarding import balanced, load_probe, load_tasks, tokenised
+from loralign.runs.opening import open_base
 from loralign.runs.output import save_adapter
 
 

@@ -18,7 +18,7 @@ from loralign.files import write_json, write_text
 from loralign.models import LoadedModel, is_adapter, load_adapter, load_model, load_start
 from loralign.models.dtype import DtypeName
 from loralign.runs.environment import describe_environment, onto_device
-from loralign.runs.evaluate import open_base
+from loralign.runs.opening import open_base
 
 _FORMAT = "loralign.tasks"
 _VERSION = 1
