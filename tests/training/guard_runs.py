@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from loralign.data.completions import Completion, tokenise_completions
@@ -86,3 +88,21 @@ def train(one: Any, **options: Any) -> dict[str, torch.Tensor]:
     """Train and return the factors."""
     one.train(**options)
     return runs.adapter(one)
+
+
+STRONG = {"lambda_alignment": 30.0, "lambda_stability": 3.0, "lambda_collision": 10.0}
+PROBE = GuardData(probe=completions(6, seed=9))
+
+
+def records(directory: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (directory / "guard.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        control.should_training_stop = state.global_step >= self.step
+        return control

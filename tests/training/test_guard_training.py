@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
-from loralign.errors import AdapterError, ConfigError, StateError
-from loralign.guard import PenaltyWeights, estimate_fisher, update_shares
+from loralign.guard import PenaltyWeights, ProbeSet, update_shares
 from loralign.lora import canonical_name, lora_layers
 from loralign.training import GuardCallback, GuardConfig, GuardData, GuardedSFTTrainer, GuardEngine
 from tests.evaluation import models
 from tests.training import guard_runs, runs
-
-STRONG = {"lambda_alignment": 30.0, "lambda_stability": 3.0, "lambda_collision": 10.0}
-PROBE = GuardData(probe=guard_runs.completions(6, seed=9))
-
-
-def records(directory: Path, kind: str) -> list[dict[str, Any]]:
-    lines = (directory / "guard.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+from tests.training.guard_runs import PROBE, STRONG, StopAt, records
 
 
 class Gradients(TrainerCallback):
@@ -195,20 +186,11 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path: Path, options: dict[str,
     whole = guard_runs.train(make(tmp_path / "whole"))
     log = (tmp_path / "whole/guard.jsonl").read_text()
     cut = make(tmp_path / "cut")
-    cut.add_callback(_StopAt(4))
+    cut.add_callback(StopAt(4))
     cut.train()
     resumed = guard_runs.train(make(tmp_path / "cut"), resume_from_checkpoint=True)
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     assert (tmp_path / "cut/guard.jsonl").read_text() == log
-
-
-class _StopAt(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        control.should_training_stop = state.global_step >= self.step
-        return control
 
 
 def test_guard_stands_beside_the_geometry(tmp_path: Path) -> None:
@@ -242,64 +224,6 @@ def test_log_has_the_guards_numbers(tmp_path: Path) -> None:
     assert [record["step"] for record in records(tmp_path, "train")] == [0, 1, 2, 3]
 
 
-def test_reestimation_keeps_to_the_adapters_layers(tmp_path: Path) -> None:
-    """A subspace of more layers than the adapter's: a resumed run finds the layers of its checkpoint."""
-    held = estimate_fisher(
-        models.build("llama"), guard_runs.completions(16), rank=3, min_agreement=0.0, show_progress=False
-    )
-    assert len(held.layers) > 6
-    data = GuardData(probe=PROBE.probe, alignment=guard_runs.completions(16))
-    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
-    config = GuardConfig(**STRONG, reestimate_every=1)
-    whole = guard_runs.train(guard_runs.trainer(tmp_path / "a", config, held=held, data=data, **options))
-    cut = guard_runs.trainer(tmp_path / "b", config, held=held, data=data, **options)
-    cut.add_callback(_StopAt(2))
-    cut.train()
-    resumed = guard_runs.trainer(tmp_path / "b", config, held=held, data=data, **options)
-    found = guard_runs.train(resumed, resume_from_checkpoint=True)
-    assert all(torch.equal(found[name], whole[name]) for name in whole)
-    # After the last step there is nothing left for a penalty to act on.
-    assert [one["step"] for one in records(tmp_path / "b", "reestimate")] == [0, 1, 2]
-
-
-def test_reestimation_that_fails_is_told_and_survived(tmp_path: Path) -> None:
-    held = guard_runs.subspace(rank=3)
-    data = GuardData(alignment=guard_runs.completions(1))
-    one = guard_runs.trainer(tmp_path, GuardConfig(reestimate_every=2), held=held, data=data)
-    one.train()
-    assert [record["code"] for record in records(tmp_path, "warning")] == ["not_reestimated"]
-
-
-@pytest.mark.parametrize(
-    ("mode", "every", "steps"),
-    [
-        ("project", 0.5, [1, 3]),
-        ("project", 0.3, [1, 3]),
-        ("penalty", 0.25, [0, 1, 2]),
-        ("project", 3, [2]),
-        ("project", 0, []),
-        ("measure", 1, []),
-    ],
-)
-def test_reestimation_comes_after_steps_or_shares_of_the_run(
-    tmp_path: Path, mode: Any, every: float, steps: list[int]
-) -> None:
-    config = GuardConfig(guard_mode=mode, reestimate_every=every, probe_every=0)
-    data = GuardData(alignment=guard_runs.completions(16))
-    guard_runs.trainer(tmp_path, config, held=guard_runs.subspace(rank=3), data=data, max_steps=4).train()
-    assert [record["step"] for record in records(tmp_path, "reestimate")] == steps
-
-
-def test_the_newest_subspace_is_the_one_projected_out(tmp_path: Path) -> None:
-    """Nothing of the final update may lie in the subspace that was estimated after the last step."""
-    config = GuardConfig(guard_mode="project", reestimate_every=1, probe_every=1)
-    data = GuardData(probe=PROBE.probe, alignment=guard_runs.completions(16))
-    one = guard_runs.trainer(tmp_path, config, held=guard_runs.subspace(rank=3), data=data)
-    one.train()
-    assert all(record["share"] < 1e-10 for record in records(tmp_path, "probe"))
-    assert all(record["similarity"] < 0.999 for record in records(tmp_path, "reestimate"))
-
-
 def test_held_back_loss_is_watched(tmp_path: Path) -> None:
     """With a rate that ruins the task while the budget holds, the run is told to be safe but useless."""
     held = guard_runs.subspace(rank=3)
@@ -327,62 +251,6 @@ def test_skipped_step_is_not_acted_on() -> None:
     assert not any(torch.equal(layer.B, factor) for layer, factor in zip(engine.layers, before, strict=True))
 
 
-class TestFaults:
-    def test_adapter_that_is_not_fresh(self, tmp_path: Path) -> None:
-        one = guard_runs.trainer(tmp_path, held=guard_runs.subspace())
-        with torch.no_grad():
-            lora_layers(one.model)[0].B.fill_(0.1)
-        with pytest.raises(ConfigError, match="already changes"):
-            one.train()
-
-    def test_budget_without_probe(self, tmp_path: Path) -> None:
-        one = guard_runs.trainer(tmp_path, GuardConfig(drift_budget=0.1), held=guard_runs.subspace())
-        with pytest.raises(ConfigError, match="probe"):
-            one.train()
-
-    def test_subspace_that_covers_only_some_layers(self) -> None:
-        wider = models.build("llama")
-        model = get_peft_model(wider, LoraConfig(**{**guard_runs.LORA, "target_modules": ["q_proj", "up_proj"]}))
-        with pytest.raises(AdapterError, match=r"lacks model\.layers\.0\.mlp\.up_proj"):
-            GuardEngine(model, guard_runs.subspace(), GuardConfig())
-
-    def test_subspace_of_another_model(self) -> None:
-        model = models.build("llama")
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.mul_(1.01)
-        peft_model = get_peft_model(model, LoraConfig(**guard_runs.LORA))
-        with pytest.raises(StateError, match="other weights"):
-            GuardCallback(guard_runs.subspace()).check(peft_model)
-
-    def test_fp16_without_install(self, tmp_path: Path) -> None:
-        callback = GuardCallback(guard_runs.subspace(), GuardConfig())
-        one = guard_runs.trainer(tmp_path, kind=SFTTrainer)
-        one.args.fp16 = True
-        with pytest.raises(ConfigError, match="install"):
-            callback.on_train_begin(one.args, one.state, one.control, model=one.model)
-
-    @pytest.mark.parametrize(
-        ("options", "place"),
-        [
-            ({"guard_mode": "projekt"}, "guard_mode"),
-            ({"lambda_alignment": -1.0}, "lambda_alignment"),
-            ({"lambda_alignment": float("nan")}, "lambda_alignment"),
-            ({"collision_alpha": 1.5}, "collision_alpha"),
-            ({"overlap_rows": 0.0}, "overlap_rows"),
-            ({"reestimate_every": 2.5}, "reestimate_every"),
-            ({"drift_budget": 0.0}, "budget"),
-            ({"drift_budget": -1.0}, "budget"),
-            ({"drift_budget": float("inf")}, "budget"),
-            ({"drift_budget": 0.1, "probe_every": 0}, "probe_every"),
-            ({"drift_budget": 0.1, "guard_mode": "measure"}, "guard_mode"),
-        ],
-    )
-    def test_settings(self, options: dict[str, Any], place: str) -> None:
-        with pytest.raises(ConfigError, match=place):
-            GuardConfig(**options)
-
-
 def test_a_budget_raises_every_weight() -> None:
     """What drifts outside of the subspace only the stability term can hold."""
     config = GuardConfig(lambda_alignment=2.0, lambda_stability=0.5, lambda_collision=0.25)
@@ -406,3 +274,26 @@ def test_a_tight_budget_is_met_although_drift_lies_outside_of_the_subspace(tmp_p
 
 def test_kind_of_trainer() -> None:
     assert issubclass(GuardedSFTTrainer, SFTTrainer)
+
+
+@pytest.mark.parametrize(("tokens", "wanted"), [(2, 2), (1, 1), (0, None)])
+def test_drift_is_measured_on_the_openings(tmp_path: Path, tokens: int, wanted: int | None) -> None:
+    """The log of a run and a probe of its own agree: the engine that ignored the setting would log another drift."""
+    one = guard_runs.trainer(tmp_path, GuardConfig(probe_every=1, probe_tokens=tokens), data=PROBE)
+    start = {name: value.detach().clone() for name, value in one.model.named_parameters()}
+    one.train()
+    probe = ProbeSet(PROBE.probe, pad_id=PROBE.pad_id, response_tokens=wanted)
+    now = {name: value.detach().clone() for name, value in one.model.named_parameters()}
+    _load(one.model, start)
+    probe.cache(one.model)
+    _load(one.model, now)
+    assert records(tmp_path, "probe")[-1]["kl"] == pytest.approx(probe.measure(one.model).kl, rel=1e-5)
+    whole = ProbeSet(PROBE.probe, pad_id=PROBE.pad_id)
+    assert GuardConfig().probe_tokens == 2
+    assert len(whole) == len(probe)
+
+
+def _load(model: Any, values: dict[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(values[name])
