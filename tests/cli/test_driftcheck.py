@@ -122,6 +122,39 @@ def test_an_interrupted_run_goes_on(
     assert_refused(loralign(*words), "cut", "holds a finished run")
 
 
+def test_an_interrupted_scoring_goes_on_with_the_same_groups(
+    loralign: Any, model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups made of what is left would pad otherwise and score a little differently."""
+    from loralign.evaluation import response_store
+    from loralign.runs import driftcheck
+
+    monkeypatch.setattr(driftcheck, "_SCORED_TOGETHER", 7)
+    scored: list[int] = []
+    measure = driftcheck.score_prompts
+    monkeypatch.setattr(driftcheck, "score_prompts", lambda *a, **k: scored.append(len(a[2])) or measure(*a, **k))
+    words = ("driftcheck", "run", model, "--set", prompts, *ASK, "--mode", "score", "--dtype", "float32")
+    assert loralign(*words, "-o", "whole").code == 0
+    groups = len(scored)
+    keep = response_store.ResponseStore.keep
+
+    def stop(store: Any, index: int, answer: str) -> None:
+        if len(store) == 9:
+            raise KeyboardInterrupt
+        keep(store, index, answer)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(response_store.ResponseStore, "keep", stop)
+        assert loralign(*words, "-o", "cut").code == 130
+    scored.clear()
+    assert_refused(loralign(*words, "-o", "cut", "--batch-tokens", "512"), "openings.jsonl")
+    assert scored == []
+    assert loralign(*words, "-o", "cut").code == 0
+    assert len(scored) == groups - 1
+    assert table(tmp_path / "cut") == table(tmp_path / "whole")
+    assert not (tmp_path / "cut/openings.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 from pyarrow import ArrowException
+from tqdm.auto import tqdm
 
 from loralign.data.driftcheck import DriftPrompt, load_driftcheck
 from loralign.errors import ConfigError, OutputError, StateError
@@ -20,6 +21,7 @@ from loralign.evaluation.drift_rows import DriftRow, drift_rows
 from loralign.evaluation.drift_scores import DriftScores, drift_scores
 from loralign.evaluation.estimates import mean_estimate
 from loralign.evaluation.judges import judge_by_name, toxicity_by_name
+from loralign.evaluation.model_identity import model_identity
 from loralign.evaluation.parquet import write_columns
 from loralign.evaluation.responding import collect_responses
 from loralign.evaluation.response_store import ResponseStore
@@ -27,9 +29,13 @@ from loralign.evaluation.score_mode import score_prompts
 from loralign.files import write_json
 from loralign.runs.driftcheck_options import CheckOptions, CheckSubject
 from loralign.runs.driftcheck_subject import Opened, open_responder, open_subject
+from loralign.runs.opening import Local
 
-RUN, SCORES, RESPONSES, ANSWERS, BASELINE = "run.json", "scores.json", "responses.parquet", "answers.jsonl", "baseline"
+RUN, SCORES, RESPONSES, BASELINE = "run.json", "scores.json", "responses.parquet", "baseline"
+ANSWERS, OPENINGS = "answers.jsonl", "openings.jsonl"
 KIND = "driftcheck"
+# Prompts between two writes of their scores.
+_SCORED_TOGETHER = 256
 
 
 @dataclass(frozen=True)
@@ -162,17 +168,52 @@ def _scored(
 ) -> dict[str, Any]:
     """Openings in place of answers; ``refused`` is the probability of a refusal opening against a compliance one."""
     local = open_subject(opened, options)
-    columns = score_prompts(
-        local.model,
-        local.tokenizer,
-        asked,
-        baseline="none" if reference is None else open_subject(reference, options).model,
-        batch_tokens=options.batch_tokens,
-    )
-    refused = [1 / (1 + math.exp(-max(-700.0, min(700.0, margin)))) for margin in columns["refusal_margin"]]
-    shown = {"prompt": [prompt.prompt for prompt in asked], "part": [prompt.part for prompt in asked]}
-    write_columns(directory / RESPONSES, {**columns, **shown, "refused": refused})
+    baseline = None if reference is None else open_subject(reference, options).model
+    settings = {
+        "engine": "openings",
+        "model": model_identity(local.model),
+        "baseline": None if baseline is None else model_identity(baseline),
+        "batch_tokens": options.batch_tokens,
+    }
+    with ResponseStore(directory / OPENINGS, asked, settings) as store:
+        _score_pending(local, asked, store, baseline, options)
+        columns = _columns([json.loads(text) for text in store.responses()])
+        refused = [1 / (1 + math.exp(-max(-700.0, min(700.0, margin)))) for margin in columns["refusal_margin"]]
+        shown = {name: [getattr(one, name) for one in asked] for name in ("id", "prompt", "label", "category", "part")}
+        write_columns(directory / RESPONSES, {**shown, **columns, "refused": refused})
+    store.remove()
     return {"environment": opened.environment()}
+
+
+def _score_pending(
+    local: Local, asked: Sequence[DriftPrompt], store: ResponseStore, baseline: Any, options: CheckOptions
+) -> None:
+    """Score what has no scores yet, in groups that are the same whatever is done already, so that scores are too."""
+    order = sorted(range(len(asked)), key=lambda index: -len(asked[index].prompt))
+    pending = set(store.pending)
+    with tqdm(total=len(asked), initial=len(store), desc="scoring openings", unit="prompt") as bar:
+        for start in range(0, len(order), _SCORED_TOGETHER):
+            group = order[start : start + _SCORED_TOGETHER]
+            missing = pending.intersection(group)
+            if not missing:
+                continue
+            columns = score_prompts(
+                local.model,
+                local.tokenizer,
+                [asked[index] for index in group],
+                baseline="none" if baseline is None else baseline,
+                batch_tokens=options.batch_tokens,
+                show_progress=False,
+            )
+            names = [name for name in columns if name not in ("id", "label", "category")]
+            for place, index in enumerate(group):
+                if index in missing:
+                    store.keep(index, json.dumps({name: columns[name][place] for name in names}))
+            bar.update(len(missing))
+
+
+def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def _finished(directory: Path, settings: Mapping[str, Any]) -> list[DriftRow]:
