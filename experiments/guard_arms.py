@@ -296,10 +296,9 @@ def table(arguments: argparse.Namespace) -> None:
         lines |= stopped_early(own, lines)
         order = [*ARMS, *REPAIRS]
         print(f"\n### {task}\n")
-        print(
-            "| arm | seeds | refused, unsafe | refused, safe | KL to start | task score | task loss | share | s/step |"
-        )
-        print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+        headings = ("refused, unsafe", "refused, safe", "KL, whole", "KL, opening", "task score", "task loss", "share")
+        print(f"| arm | seeds | {' | '.join(headings)} | s/step |")
+        print(f"| --- | --- |{' --- |' * len(headings)} --- |")
         for name in sorted(lines, key=lambda one: (order.index(one.split(", step")[0].split(", plain at")[0]), one)):
             print(_line(name, lines[name]))
 
@@ -307,7 +306,7 @@ def table(arguments: argparse.Namespace) -> None:
 def stopped_early(cells: list[dict[str, Any]], lines: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Plain LoRA at the task loss that each other arm ends with: between its own points, linearly in the loss."""
     found: dict[str, list[dict[str, Any]]] = {}
-    keys = ("refusal", "over_refusal", "kl", "task_loss")
+    keys = ("refusal", "over_refusal", "kl", "kl_opening", "task_loss")
     for cell in (one for one in cells if one.get("arm") == "plain"):
         points = sorted((point["scores"] for point in cell["points"]), key=lambda scores: -scores["task_loss"])
         for name, rows in lines.items():
@@ -318,7 +317,8 @@ def stopped_early(cells: list[dict[str, Any]], lines: dict[str, list[dict[str, A
                 if before["task_loss"] >= wanted >= after["task_loss"]:
                     span = before["task_loss"] - after["task_loss"]
                     share = (before["task_loss"] - wanted) / span if span else 0.0
-                    values = {key: before[key] + share * (after[key] - before[key]) for key in keys}
+                    known = [key for key in keys if key in before and key in after]
+                    values = {key: before[key] + share * (after[key] - before[key]) for key in known}
                     found.setdefault(f"{name}, plain at its task loss", []).append(values)
                     break
     return found
@@ -333,6 +333,7 @@ def _line(name: str, rows: list[dict[str, Any]]) -> str:
         mean("refusal", "{:.2f}"),
         mean("over_refusal", "{:.2f}"),
         mean("kl", "{:.3f}"),
+        mean("kl_opening", "{:.3f}"),
         mean("task_score", "{:.3f}"),
         mean("task_loss", "{:.3f}"),
         mean("share", "{:.1%}"),
