@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def test_score_mode_needs_no_answers_and_measures_divergence(
     assert scores["kl"]["value"] > 0
     for row in rows:
         assert row["refusal_margin"] == pytest.approx(row["refusal_logprob"] - row["compliance_logprob"])
-        assert (row["refused"] > 0.5) == (row["refusal_margin"] > 0)
+        assert row["refused"] == pytest.approx(1 / (1 + math.exp(-row["refusal_margin"])))
     assert scores["toxicity"] is None
 
 

@@ -39,7 +39,7 @@ def completions(count: int = 12, seed: int = 7) -> list[Completion]:
     return found
 
 
-def subspace(rank: int = 3, count: int = 16) -> AlignmentSubspace:
+def subspace(rank: int = 3, count: int = 16, **options: Any) -> AlignmentSubspace:
     """Of the tiny Llama that :func:`trainer` trains."""
     return estimate_fisher(
         models.build("llama"),
@@ -48,6 +48,7 @@ def subspace(rank: int = 3, count: int = 16) -> AlignmentSubspace:
         target_modules=MODULES,
         min_agreement=0.0,
         show_progress=False,
+        **options,
     )
 
 

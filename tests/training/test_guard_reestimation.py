@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from loralign.guard import estimate_fisher
-from loralign.training import GuardConfig, GuardData
+from loralign.training import GuardConfig, GuardData, GuardEngine
 from tests.evaluation import models
 from tests.training import guard_runs
 from tests.training.guard_runs import PROBE, STRONG, StopAt, records
@@ -71,3 +72,17 @@ def test_the_newest_subspace_is_the_one_projected_out(tmp_path: Path) -> None:
     one.train()
     assert all(record["share"] < 1e-10 for record in records(tmp_path, "probe"))
     assert all(record["similarity"] < 0.999 for record in records(tmp_path, "reestimate"))
+
+
+@pytest.mark.parametrize("tokens", [2, None])
+def test_estimates_on_the_same_opening_as_before(tokens: int | None) -> None:
+    """Whole responses in place of openings would be another subspace, and of another kind than the first."""
+    config = GuardConfig(guard_mode="project", reestimate_every=1, probe_every=0)
+    held = guard_runs.subspace(rank=2, response_tokens=tokens)
+    model = get_peft_model(models.build("llama"), LoraConfig(**guard_runs.LORA))
+    engine = GuardEngine(model, held, config, GuardData(alignment=guard_runs.completions(16)))
+    engine.start(4)
+    assert [record["kind"] for record in engine.finish_step(0)].count("reestimate") == 1
+    assert engine.hold is not None
+    assert engine.hold.subspace is not held
+    assert engine.hold.subspace.info.response_tokens == tokens
