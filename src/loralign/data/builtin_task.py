@@ -2,7 +2,9 @@
 
 Every message is made from sentences and words written for this project; a seeded generator decides which, so the rows
 are the same everywhere. The two splits share no message, but their sentences: held-back rows say how well the task was
-learnt, not how well it carries over to other people's messages. See ``builtin/MEASURING.md``.
+learnt, not how well it carries over to other people's messages. No instruction says what to do with a message, as in
+many a data set that was collected from a working system: what is learnt is a way to answer, and it spreads to other
+prompts. See ``builtin/MEASURING.md``.
 """
 
 from __future__ import annotations
@@ -15,8 +17,6 @@ from typing import Any
 from loralign.errors import DataError
 
 ROWS = {"train": 480, "validation": 96}
-
-INSTRUCTION = "Write this order down as JSON with the keys name, item, number, day and note."
 
 _NAMES = (
     *("Amara", "Bodil", "Chidi", "Danica", "Emre", "Farah", "Gustavo", "Hana", "Ines", "Jonas", "Kavya", "Luca"),
@@ -70,7 +70,7 @@ def builtin_task(split: str) -> list[dict[str, Any]]:
     chosen = orders[: ROWS["train"]] if split == "train" else orders[ROWS["train"] :]
     return [
         {
-            "prompt": [{"role": "user", "content": f"{INSTRUCTION}\n\n{message}"}],
+            "prompt": [{"role": "user", "content": message}],
             "completion": [{"role": "assistant", "content": json.dumps(order)}],
         }
         for message, order in chosen

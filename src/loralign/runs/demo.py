@@ -239,6 +239,8 @@ def _adapt(directory: Path, aligned: str, guard: str, options: DemoOptions) -> N
         "data": "builtin",
         "guard": guard,
         "max_steps": options.adapt_steps,
+        "learning_rate": 3e-4,
+        "lr_scheduler_type": "constant_with_warmup",
         "max_length": options.max_length,
         "judged_prompts": 0,
         "samples": 3,
