@@ -14,18 +14,19 @@ import numpy.typing as npt
 import torch
 
 
-def padded_length(length: int, limit: int | None = None) -> int:
+def padded_length(length: int, limit: int | None = None, step: int = 32) -> int:
     """Smallest allowed length that holds ``length`` tokens.
 
-    Allowed are the multiples of 32 up to 128 and above that 2ᵏ and 1.5·2ᵏ, so that no sequence grows by more than half
-    and all lengths up to 4096 need 14 shapes.
+    Allowed are the multiples of ``step`` up to 128 and above that 2ᵏ and 1.5·2ᵏ, so that no sequence grows by more than
+    half and, with steps of 32, all lengths up to 4096 need 14 shapes.
 
     Args:
         length: number of tokens, at least 1.
         limit: most positions that the model knows; the result stays below it unless ``length`` itself does not.
+        step: a divisor of 128; a small one where most sequences are short and padding would be most of the work.
     """
     if length <= 128:
-        padded = -(-length // 32) * 32
+        padded = -(-length // step) * step
     else:
         power = 1 << (length - 1).bit_length()
         padded = power * 3 // 4 if length <= power * 3 // 4 else power
@@ -33,7 +34,7 @@ def padded_length(length: int, limit: int | None = None) -> int:
 
 
 def plan_batches(
-    lengths: Sequence[int], batch_tokens: int, limit: int | None = None
+    lengths: Sequence[int], batch_tokens: int, limit: int | None = None, step: int = 32
 ) -> Iterator[tuple[npt.NDArray[np.int64], int]]:
     """Group sequences of similar length, the longest first, so that a batch that does not fit in memory shows at once.
 
@@ -41,6 +42,7 @@ def plan_batches(
         lengths: tokens of each sequence.
         batch_tokens: most tokens of one batch, padding included; a single longer sequence is a batch of its own.
         limit: most positions that the model knows.
+        step: of short lengths, see :func:`padded_length`.
 
     Yields:
         The indices of a batch's sequences and the length to pad them to. Every index comes exactly once, and all
@@ -49,7 +51,7 @@ def plan_batches(
     order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
     start = 0
     while start < len(order):
-        length = padded_length(lengths[order[start]], limit)
+        length = padded_length(lengths[order[start]], limit, step)
         count = max(1, batch_tokens // length)
         yield order[start : start + count], length
         start += count

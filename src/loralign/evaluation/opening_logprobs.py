@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 # Logits of one pass: 256 MiB of float32.
 _LOGITS_AT_ONCE = 2**26
+# What is read of a prompt is a few dozen tokens, so that coarser lengths would be padding for a good part.
+_STEP = 8
 # Openings that are scored in both ways, the longest ones, since they lie behind most of the tree.
 _CHECKED = 4
 # Nats by which two ways to the same sum of log-probabilities may differ by rounding.
@@ -81,7 +83,7 @@ def opening_logprobs(
         evaluating(model),
         tqdm(total=len(prompts), desc=description, unit="prompt", disable=not progress) as bar,
     ):
-        for planned, length in plan_batches([len(rest) + nodes for rest in rests], batch_tokens):
+        for planned, length in plan_batches([len(rest) + nodes for rest in rests], batch_tokens, step=_STEP):
             for members in (planned[start : start + at_once] for start in range(0, len(planned), at_once)):
                 values = _together(model, beginning, [rests[index] for index in members], tree, length)
                 if not checked:

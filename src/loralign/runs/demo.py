@@ -53,9 +53,9 @@ class DemoOptions:
 
     model: str | None = None
     weighting: str = "geo"
-    teach_steps: int = 28
-    align_steps: int = 16
-    adapt_steps: int = 20
+    teach_steps: int = 36
+    align_steps: int = 14
+    adapt_steps: int = 16
     scored_prompts: int = 240
     answered_prompts: int = 100
     max_length: int = 192
@@ -127,31 +127,31 @@ def demo_stages(output: Path, options: DemoOptions) -> list[Stage]:
         Stage("writing down what is to be taught", 0, lesson, lambda: _write_lesson(lesson)),
         Stage(
             "teaching refusals and answers",
-            30,
+            26,
             output / _TAUGHT / REPORT,
             lambda: _teach(output / _TAUGHT, lesson, options),
         ),
         Stage(
             f"aligning for three objectives with GA-LoRA ({options.weighting})",
-            40,
+            28,
             output / _ALIGNED / REPORT,
             lambda: _align(output / _ALIGNED, options),
         ),
         Stage(
             "finding the directions that carry the alignment",
-            6,
+            4,
             fisher,
             lambda: estimate_subspace(aligned, fisher, max_length=options.max_length, seed=options.seed),
         ),
         Stage(
             "adapting to a task with plain LoRA",
-            12,
+            15,
             output / _PLAIN / REPORT,
             lambda: _adapt(output / _PLAIN, aligned, "none", options),
         ),
         Stage(
             "adapting to the same task, guarded",
-            18,
+            26,
             output / _GUARDED / REPORT,
             lambda: _adapt(output / _GUARDED, aligned, str(fisher), options),
         ),
@@ -208,7 +208,7 @@ def _teach(directory: Path, lesson: Path, options: DemoOptions) -> None:
         "max_steps": options.teach_steps,
         "learning_rate": 8e-4,
         "lr_scheduler_type": "constant_with_warmup",
-        "per_device_train_batch_size": 16,
+        "per_device_train_batch_size": 8,
         "max_length": options.max_length,
         "validation_samples": 16,
         "probe_every": 0,
