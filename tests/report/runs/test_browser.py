@@ -82,6 +82,8 @@ addEventListener("load", () => setTimeout(() => {
     found.shownFocus = document.activeElement === text;
     setTimeout(() => {
       found.cellTip = plot("layers-0").querySelector(".hoverlayer").textContent;
+      // A transition advances with drawn frames, of which a busy machine draws few in the time given.
+      for (const transition of veil.getAnimations()) transition.finish();
       found.clear = getComputedStyle(veil).filter;
       found.ink = getComputedStyle(document.documentElement).getPropertyValue("--page").trim();
       found.axisInk = getComputedStyle(plot("pareto-0").querySelector(".xtick text")).fill;
