@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
-import transformers
-import trl
 from peft import LoraConfig
 from torch import Tensor
 from trl import DPOConfig, DPOTrainer
@@ -19,6 +15,7 @@ from loralign.data import BUILTIN_OBJECTIVES, load_preferences
 from loralign.models import load_model
 from loralign.training import GeometryConfig, MultiObjectiveDPOTrainer
 from loralign.training.collator import OBJECTIVE_IDS, ObjectiveCollator
+from timing import machine
 
 PAIRS = 6
 LENGTH = 128
@@ -166,15 +163,8 @@ def train_step(trainer: DPOTrainer, batch: Batch, step: int) -> None:
 
 def describe(arguments: argparse.Namespace, trainer: DPOTrainer | None = None) -> dict[str, Any]:
     """Machine, versions and sizes, for the record."""
-    cuda = torch.cuda.is_available()
     settings: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "threads": torch.get_num_threads(),
-        "load average": round(os.getloadavg()[0], 2),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "trl": trl.__version__,
-        "peft": peft.__version__,
+        **machine("transformers", "trl", "peft"),
         "pairs": PAIRS,
         "length": LENGTH,
         "rank": RANK,

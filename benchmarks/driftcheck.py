@@ -15,14 +15,12 @@ The arms:
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from loralign.data.driftcheck import DriftPrompt, build_driftcheck, load_driftcheck
 from loralign.evaluation import generate_answers
@@ -30,7 +28,7 @@ from loralign.evaluation.responding import conversations
 from loralign.evaluation.score_mode import score_prompts
 from loralign.models import load_model
 from ratios import Comparison, add_output_options, compare, positive, show
-from timing import Clock, interleave
+from timing import Clock, interleave, machine
 
 
 def main() -> None:
@@ -52,11 +50,7 @@ def main() -> None:
     runs = arms(loaded.model, loaded.tokenizer, prompts, arguments)
     interleave(clock, runs, repeats=arguments.repeats, warmup=arguments.warmup, seed=arguments.seed)
     settings = {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "threads": torch.get_num_threads(),
-        "load average": round(os.getloadavg()[0], 2),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **machine("transformers"),
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "prompts": len(prompts),
         "new tokens at most": arguments.max_new_tokens,

@@ -17,13 +17,11 @@ The arms:
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-import transformers
 from peft import LoraConfig, get_peft_model
 
 from loralign.data.alignment import load_alignment_data
@@ -32,7 +30,7 @@ from loralign.guard import estimate_fisher
 from loralign.guard.responses import response_losses
 from loralign.models import load_model
 from ratios import Comparison, add_output_options, compare, positive, show
-from timing import Clock, interleave
+from timing import Clock, interleave, machine
 
 RANK = 16
 BASELINE = "forward + backward"
@@ -65,11 +63,7 @@ def main() -> None:
     runs = arms(model, plain.model, samples, arguments)
     interleave(clock, runs, repeats=arguments.repeats, warmup=arguments.warmup, seed=arguments.seed)
     settings = {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "threads": torch.get_num_threads(),
-        "load average": round(os.getloadavg()[0], 2),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **machine("transformers"),
         "base dtype": str(tuned.model.dtype).removeprefix("torch."),
         "samples": len(samples),
         "tokens": sum(len(sample.ids) for sample in samples),

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
@@ -39,7 +38,7 @@ from loralign.guard.projection import project
 from loralign.lora import LoraFactors, base_weight_rows, lora_layers
 from loralign.models import load_model
 from ratios import Comparison, add_output_options, compare, positive, show
-from timing import Clock, interleave
+from timing import Clock, interleave, machine
 
 RANK = 16
 DIRECTIONS = 32
@@ -67,10 +66,7 @@ def main() -> None:
     timed = {name: partial(_numbered, run) for name, run in arms(layers, subspaces).items()}
     interleave(clock, timed, repeats=arguments.repeats, warmup=arguments.warmup, seed=arguments.seed)
     settings = {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "threads": torch.get_num_threads(),
-        "load average": round(os.getloadavg()[0], 2),
-        "torch": torch.__version__,
+        **machine(),
         "layers": len(layers),
         "rank": RANK,
         "directions": DIRECTIONS,

@@ -21,12 +21,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import peft
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
@@ -37,7 +35,7 @@ from loralign.guard.subspace import AlignmentSubspace, LayerSubspace, SubspaceIn
 from loralign.lora import LoraFactors, canonical_name, lora_layers
 from loralign.models import load_model
 from ratios import Comparison, add_output_options, compare, positive, show
-from timing import Clock, interleave
+from timing import Clock, interleave, machine
 
 RANK = 16
 DIRECTIONS = 32
@@ -63,11 +61,7 @@ def main() -> None:
         interleave(clock, slow, repeats=1, warmup=0, seed=arguments.seed)
     samples = {name.partition("/")[0]: values for name, values in clock.samples.items() if name.endswith("/repair")}
     settings = {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "threads": torch.get_num_threads(),
-        "load average": round(os.getloadavg()[0], 2),
-        "torch": torch.__version__,
-        "peft": peft.__version__,
+        **machine("peft"),
         "layers": len(lora_layers(model)),
         "rank": RANK,
         "directions": DIRECTIONS,

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from importlib.metadata import version
+from typing import Any
 
 import torch
 from tqdm import tqdm
+
+
+def machine(*packages: str) -> dict[str, Any]:
+    """What a measurement was made on: device, threads, load, versions of torch and of ``packages``."""
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "load average": round(os.getloadavg()[0], 2),
+        **{name: version(name) for name in ("torch", *packages)},
+    }
 
 
 class Clock:

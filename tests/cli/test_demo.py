@@ -79,7 +79,7 @@ def test_every_run_that_is_reported_is_made_by_a_stage(tmp_path: Path) -> None:
     assert {path.name for path in directories - reported} == UNREPORTED
 
 
-UNREPORTED = {"taught", "fisher", "prompts", "lesson.jsonl"}
+UNREPORTED = {"taught", "fisher", "prompts", "lesson"}
 
 
 def test_a_bad_number_is_refused_in_one_line(loralign: Any, tmp_path: Path) -> None:

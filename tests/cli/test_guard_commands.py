@@ -65,6 +65,26 @@ def test_a_guarded_run_leaves_adapter_scores_subspace_and_report(guarded: Any, m
     assert AlignmentSubspace.load(guarded.directory / "subspace").layers
 
 
+def test_all_commands_measure_drift_on_the_same_openings(
+    loralign: Any, guarded: Any, kept: Path, tmp_path: Path
+) -> None:
+    """The log of a run, its scores and a repair's; whole responses, asked for, are another measure."""
+    log = [json.loads(line) for line in (guarded.directory / "guard.jsonl").read_text().splitlines()]
+    last = [record["kl"] for record in log if record["kind"] == "probe"][-1]
+    scores = json.loads((guarded.directory / "scores.json").read_text())
+    assert scores["drift"]["value"] == pytest.approx(last, rel=1e-4)
+    assert json.loads((guarded.directory / "run.json").read_text())["data"]["probe_tokens"] == 2
+    words = ("repair", guarded.adapter, "--subspace", guarded.directory / "subspace", "--probe", kept, "--json")
+    words += ("--probe-samples", "6", "--max-length", "96", "--strength", "1")
+    found = {}
+    for tokens in (None, 0):
+        flags = () if tokens is None else ("--probe-tokens", str(tokens))
+        result = loralign(*words, *flags, "-o", f"out{tokens}")
+        found[tokens] = json.loads(result.out.strip().splitlines()[-1])["drift_before"]["value"]
+    assert found[None] == pytest.approx(last, rel=1e-4)
+    assert found[0] != pytest.approx(last, rel=1e-2)
+
+
 def test_plain_lora_is_one_flag_away(loralign: Any, model: Path, task: Path, kept: Path, tmp_path: Path) -> None:
     result = loralign(
         "adapt", model, "--data", task, "--alignment_data", kept, "--guard", "none", "--output_dir", "out", "--json",

@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        typer.echo("interrupted; align and adapt go on from the last checkpoint with --resume true", err=True)
+        typer.echo("interrupted; repeat the command to go on, align and adapt with --resume true", err=True)
         sys.exit(130)
     except typer.Abort:
         sys.exit(130)

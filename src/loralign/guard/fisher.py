@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset
 from torch import nn
 
-from loralign.data.completions import Completion, tokenise_completions
+from loralign.data.completions import Completion, openings, tokenise_completions
 from loralign.errors import ConfigError, DataError
 from loralign.guard.attachment import measurable
 from loralign.guard.fisher_estimation import FisherEstimation
@@ -125,7 +125,9 @@ def _prepare(completions: Sequence[Completion] | Dataset, tokenizer: Any, option
         if tokenizer is None:
             raise ConfigError("a dataset needs a tokenizer", place="estimate_fisher", fix="give tokenizer=")
         completions = tokenise_completions(completions, tokenizer, options.max_length)
-    samples = [replace(one, ids=list(one.ids[: _end(one, options)])) for one in completions]
+    samples = [
+        replace(one, ids=list(one.ids[: options.max_length])) for one in openings(completions, options.response_tokens)
+    ]
     if len(samples) < 2:
         raise DataError(f"{len(samples)} samples are too few to estimate a Fisher matrix from", fix="give at least 2")
     first = 1 if options.kind == "empirical" else 0
@@ -139,11 +141,3 @@ def _prepare(completions: Sequence[Completion] | Dataset, tokenizer: Any, option
         if sample.prompt_length < 1 - first:
             raise DataError("the sample has no prompt to sample a response to", place=f"sample {sample.row}")
     return samples
-
-
-def _end(sample: Completion, options: FisherOptions) -> int:
-    """Where a sample is cut off: at the longest length, or after the response tokens that count."""
-    if options.response_tokens is None:
-        return options.max_length
-    # The first token of a sequence is predicted by nothing.
-    return min(options.max_length, max(sample.prompt_length, 1) + options.response_tokens)

@@ -6,14 +6,15 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from loralign.data import load_alignment_data
 from loralign.data.driftcheck import build_driftcheck
 from loralign.data.preferences import load_preferences
 from loralign.errors import ConfigError, OutputError
-from loralign.files import write_json, write_text
+from loralign.files import atomic_directory, write_json, write_text
 from loralign.report.runs import Story, load_story, render_story
 from loralign.runs.adapt import run_adaptation
 from loralign.runs.adapt_recipe import parse_adapt_recipe
@@ -30,6 +31,8 @@ DEMO, REPORT = "demo.json", "report.html"
 _TAUGHT = "taught"
 _ARMS = ("aligned", "plain", "guarded", "repaired")
 _ALIGNED, _PLAIN, _GUARDED, _REPAIRED = _ARMS
+_Split = Literal["train", "validation"]
+_MODES: tuple[CheckMode, ...] = ("generate", "score")
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def run_demo(
 
 def demo_stages(output: Path, options: DemoOptions) -> list[Stage]:
     """The stages in their order; shares as measured with SmolLM2-135M on two cores."""
-    lesson, fisher, prompts = output / "lesson.jsonl", output / "fisher", output / "prompts"
+    lesson, fisher, prompts = output / "lesson", output / "fisher", output / "prompts"
     aligned = str(output / _ALIGNED / ADAPTER)
     return [
         Stage("writing down what is to be taught", 0, lesson, lambda: _write_lesson(lesson)),
@@ -179,31 +182,38 @@ def demo_stages(output: Path, options: DemoOptions) -> list[Stage]:
                 f"checking {arm}: {'answers' if mode == 'generate' else 'openings'}",
                 4 if mode == "generate" else 2,
                 _check(output, arm, mode) / SCORES,
-                lambda arm=arm, mode=mode: _measure(output, arm, mode, options),  # type: ignore[misc]
+                partial(_measure, output, arm, mode, options),
             )
-            for mode in ("generate", "score")
+            for mode in _MODES
             for arm in _ARMS
         ),
     ]
 
 
 def _write_lesson(target: Path) -> None:
-    """Refusals, answers to what only sounds unsafe, and helpful answers: train splits of the bundled data."""
-    kept = load_alignment_data("builtin", split="train")
-    pairs = load_preferences("builtin", split="train").dataset
+    """Refusals, answers to what only sounds unsafe, helpful answers: a file for either split of the bundled data."""
+    with atomic_directory(target) as directory:
+        for split in get_args(_Split):
+            write_text(directory / f"{split}.jsonl", _lesson(split))
+
+
+def _lesson(split: _Split) -> str:
+    kept = load_alignment_data("builtin", split=split)
+    pairs = load_preferences("builtin", split=split).dataset
     # Refusals twice, so that they are as many as the answers.
     rows = [*kept, *(row for row in kept if row["label"] == "unsafe")]
     samples = [{"prompt": row["prompt"], "completion": row["completion"]} for row in rows]
     samples += [
         {"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs if row["objective"] == "helpful"
     ]
-    write_text(target, "".join(json.dumps(sample) + "\n" for sample in samples))
+    return "".join(json.dumps(sample) + "\n" for sample in samples)
 
 
 def _teach(directory: Path, lesson: Path, options: DemoOptions) -> None:
     # Preferences alone teach a model that never refused to rank refusals, not to write them.
     flags = {
-        "data": lesson,
+        "data": lesson / "train.jsonl",
+        "validation_data": lesson / "validation.jsonl",
         "guard": "none",
         "max_steps": options.teach_steps,
         "learning_rate": 8e-4,
@@ -237,6 +247,8 @@ def _align(directory: Path, options: DemoOptions) -> None:
 def _adapt(directory: Path, aligned: str, guard: str, options: DemoOptions) -> None:
     flags = {
         "data": "builtin",
+        # The same as repair's, so that their losses compare.
+        "validation_data": "builtin",
         "guard": guard,
         "max_steps": options.adapt_steps,
         "learning_rate": 3e-4,
@@ -280,7 +292,7 @@ def _check(output: Path, arm: str, mode: str) -> Path:
 
 
 def _reported(output: Path) -> Sequence[str]:
-    names = [*_ARMS, *(_check(output, arm, mode).name for mode in ("generate", "score") for arm in _ARMS)]
+    names = [*_ARMS, *(_check(output, arm, mode).name for mode in _MODES for arm in _ARMS)]
     return [str(output / name) for name in names]
 
 
