@@ -9,7 +9,7 @@ TEST_PEERS := curvlinops-for-pytorch nngeometry einconv einops linear_operator
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-all lint types benchmarks clean
+.PHONY: demo test test-all test-system lint types benchmarks clean
 
 demo: $(STAMP)
 	$(BIN)/loralign demo
@@ -19,6 +19,16 @@ test: lint types
 
 test-all: lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# What some tests need beyond Python, from Debian's packages: a browser for the pages, a database server for workers.
+# Without them those tests are skipped and say so.
+test-system:
+	@missing=""; \
+	command -v chromium > /dev/null || missing="$$missing chromium"; \
+	ls /usr/lib/postgresql/*/bin/postgres > /dev/null 2>&1 || missing="$$missing postgresql"; \
+	if [ -n "$$missing" ]; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+	fi
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check src tests benchmarks experiments

@@ -67,7 +67,7 @@ def render_document(template: str, run: Reported, content: Mapping[str, Any]) ->
         run: whose page it is.
         content: what the template needs besides: ``headline``, ``facts`` and its own sections.
     """
-    return _render(
+    return render_page(
         template,
         content,
         run=run,
@@ -77,7 +77,7 @@ def render_document(template: str, run: Reported, content: Mapping[str, Any]) ->
         settings={
             title: Table(("setting", "value"), rows)
             for title, value in (("Configuration", run.config), ("Data", run.data), ("Environment", run.environment))
-            if (rows := tuple(_flatten(value)))
+            if (rows := setting_rows(value))
         },
         command=shlex.join(run.command),
     )
@@ -85,10 +85,22 @@ def render_document(template: str, run: Reported, content: Mapping[str, Any]) ->
 
 def render_figure(chart: Chart) -> str:
     """Return a page with one chart as HTML."""
-    return _render("figure.html.j2", {"item": chart})
+    return render_page("figure.html.j2", {"item": chart})
 
 
-def _render(template: str, content: Mapping[str, Any], **more: Any) -> str:
+def setting_rows(settings: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Every leaf of nested settings, its dotted path and its value as text."""
+    return tuple(_flatten(settings))
+
+
+def render_page(template: str, content: Mapping[str, Any], **more: Any) -> str:
+    """Return a template filled in, with scripts and styles and the digests that its security policy names.
+
+    Args:
+        template: file name in ``templates/``.
+        content: what it needs.
+        **more: the same.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("loralign.report", "templates"),
         autoescape=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PrinterCallback
 
-from loralign.data import overlap
 from loralign.data.completions import Completion
 from loralign.errors import DataError
 from loralign.evaluation import generate_samples
+from loralign.evaluation.parquet import write_columns
 from loralign.files import write_json, write_text
 from loralign.models import LoadedModel, keep_start, load_start
 from loralign.report import Adaptation, load_adaptation, render_adaptation
@@ -25,14 +24,17 @@ from loralign.runs.environment import describe_environment, onto_device
 from loralign.runs.guarding import (
     NONE,
     MustSurvive,
-    balanced,
     describe_subspace,
+    judged_rows,
     keep_subspace,
     load_must_survive,
     load_tasks,
     make_guard,
+    probe_facts,
+    shared_prompts,
     tokenised,
 )
+from loralign.runs.kept_scores import SAMPLE_SCORES
 from loralign.runs.output import (
     ADAPTER,
     RUN_FILE,
@@ -46,8 +48,6 @@ from loralign.runs.output import (
 from loralign.runs.prepare import lora_config
 from loralign.runs.progress import RunProgress
 from loralign.training import GuardCallback, GuardedSFTTrainer, last_whole_checkpoint
-
-logger = logging.getLogger(__name__)
 
 MONITORED = 16
 """Held-back samples whose loss is watched while training."""
@@ -118,11 +118,12 @@ def run_adaptation(recipe: AdaptRecipe) -> AdaptResult:
     model = trainer.accelerator.unwrap_model(trainer.model)
     base = keep_start(prepared.loaded, directory / START)
     save_adapter(model, prepared.loaded.tokenizer, base, directory / ADAPTER)
-    judged = balanced(prepared.must_survive.probe, run.judged_prompts) if run.judged_prompts else None
+    judged = judged_rows(prepared.must_survive, run)
     probe = list(prepared.guard.data.probe)
     tokens = recipe.guard.probe_tokens or None
     scores = score_adaptation(model, prepared.loaded, prepared.held_back, probe, judged, subspace, tokens)
     write_json(directory / "scores.json", scores.to_json())
+    write_columns(directory / SAMPLE_SCORES, scores.samples)
     if run.samples:
         write_json(directory / "samples.json", _samples(recipe, prepared, model))
     write_json(directory / RUN_FILE, _description(recipe, prepared, started, "finished"))
@@ -160,13 +161,7 @@ def prepare_adaptation(recipe: AdaptRecipe) -> PreparedAdaptation:
         task=tokenised(samples, loaded, length) if curved else (),
         held_back=held_back[:MONITORED],
     )
-    shared = overlap(balanced(must_survive.probe, recipe.guard.probe_samples), train)
-    if shared:
-        logger.warning(
-            "%d of the probe's %d prompts are in the training data: drift will look too small",
-            shared,
-            len(guard.data.probe),
-        )
+    shared = shared_prompts(must_survive, guard, train)
     trainer = GuardedSFTTrainer(
         model=loaded.model,
         args=recipe.training,
@@ -235,9 +230,7 @@ def _description(recipe: AdaptRecipe, prepared: PreparedAdaptation, started: flo
         "data": {
             "train": len(prepared.train),
             "validation": len(prepared.validation),
-            "probe": len(prepared.guard.data.probe),
-            "probe_tokens": recipe.guard.probe_tokens,
-            "probe_prompts_in_training": prepared.shared,
+            **probe_facts(prepared.guard, prepared.shared),
         },
         "environment": describe_environment(prepared.trainer.model),
         "seconds": time.monotonic() - started,

@@ -23,6 +23,7 @@ def describe_environment(model: Any) -> dict[str, Any]:
         **{name: version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate", "datasets")},
         "device": torch.cuda.get_device_name() if parameter.is_cuda else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processes": PartialState().num_processes,
         "base_dtype": str(parameter.dtype).removeprefix("torch."),
     }
 

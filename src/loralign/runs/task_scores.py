@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from loralign.errors import ConfigError, OutputError
+from loralign.errors import ConfigError, OutputError, StateError
 from loralign.evaluation.tasks.comparison import TaskRow, compare_tasks
 from loralign.evaluation.tasks.harness import Task, check_tasks, task_scores
 from loralign.evaluation.tasks.local import local_task
-from loralign.evaluation.tasks.scores import TaskScores
+from loralign.evaluation.tasks.scores import TaskScores, metric_name
 from loralign.files import write_json, write_text
 from loralign.models import LoadedModel, is_adapter, load_adapter, load_model, load_start
 from loralign.models.dtype import DtypeName
@@ -128,6 +128,29 @@ def score_tasks(
 def samples_path(output: Path) -> Path:
     """Where the answers of a run go: ``tasks.json`` has them in ``tasks.samples.jsonl``."""
     return output.with_suffix(".samples.jsonl")
+
+
+def read_task_samples(output: Path, arm: str = "adapter") -> dict[str, list[float]]:
+    """The values of every document of a run that kept its answers, by task and metric, such as ``local_sst2 acc``.
+
+    Args:
+        output: the JSON file of the run.
+        arm: of the run.
+
+    Raises:
+        StateError: the answers are missing or damaged.
+    """
+    file = samples_path(output)
+    found: dict[str, list[float]] = {}
+    try:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            one = json.loads(line)
+            if one["arm"] == arm:
+                for metric, value in one["values"].items():
+                    found.setdefault(f"{one['task']} {metric_name(metric, one['filter'])}", []).append(float(value))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise StateError(f"cannot be read: {error}", place=str(file), fix="score the tasks again") from error
+    return found
 
 
 def _parse(tasks: Sequence[str], examples: Sequence[str]) -> list[Task]:

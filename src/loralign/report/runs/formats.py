@@ -6,15 +6,14 @@ import csv
 import io
 import json
 import math
-import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
+from loralign.report.markdown import markdown_table, markdown_text
 from loralign.report.records import Metric
 from loralign.report.runs.story import Story
 from loralign.report.runs.tables import arms_table, category_groups, category_table, changes_table
-from loralign.report.theme import Table
 
 FORMATS = ("html", "md", "json", "csv")
 
@@ -23,7 +22,6 @@ CSV_HEADINGS = (
     "higher_is_better", "value", "low", "high", "change", "change_low", "change_high", "paired",
 )  # fmt: skip
 
-_MARKDOWN = re.compile(r"([\\`*_\[\]<>|~&#!$])")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -36,18 +34,18 @@ def render_markdown(story: Story, *, level: int = 2, commands: bool = True) -> s
         commands: whether to say how the runs were made, with paths as they were given.
     """
     mark = "#" * level
-    lines = [_inline(story.headline), "", *_table(arms_table(story.arms)), ""]
+    lines = [markdown_text(story.headline), "", *markdown_table(arms_table(story.arms)), ""]
     changes = changes_table(story.arms)
     if changes.rows:
-        lines += [f"{mark} Changes against the start", "", *_table(changes), ""]
+        lines += [f"{mark} Changes against the start", "", *markdown_table(changes), ""]
     for quantity, ground, found in category_groups(story.arms):
         title = f"{quantity.title.capitalize()} by category ({ground.name})"
-        lines += [f"{mark} {_inline(title)}", "", *_table(category_table(quantity, found)), ""]
+        lines += [f"{mark} {markdown_text(title)}", "", *markdown_table(category_table(quantity, found)), ""]
     if commands and story.commands:
         shown = [f"    {line}" for _, words in story.commands for line in shlex.join(words).splitlines()]
         lines += [f"{mark} Commands", "", *shown, ""]
     if story.notes:
-        lines += [f"{mark} What is missing", "", *(f"- {_inline(note)}" for note in story.notes), ""]
+        lines += [f"{mark} What is missing", "", *(f"- {markdown_text(note)}" for note in story.notes), ""]
     return "\n".join(lines)
 
 
@@ -101,20 +99,3 @@ def _safe(cell: object) -> object:
     if isinstance(cell, str):
         return f"'{cell}" if cell.startswith(_FORMULA) else cell
     return cell
-
-
-def _table(table: Table) -> list[str]:
-    rows: Sequence[Sequence[str]] = (table.headings, ["---"] * len(table.headings), *table.rows)
-    return [
-        f"| {' | '.join(cell if index == 1 else _inline(cell) for cell in row)} |" for index, row in enumerate(rows)
-    ]
-
-
-def _inline(text: str) -> str:
-    """Text on one line in which Markdown finds no markup; intervals keep their brackets."""
-    flat = " ".join(text.split())
-    kept = re.split(r"(\[−?[\d.e+−-]+, −?[\d.e+−-]+\](?![(\[:]))", flat)
-    return "".join(
-        part if index % 2 else _MARKDOWN.sub(r"\\\1", part).replace("://", ":\u200b//")
-        for index, part in enumerate(kept)
-    )

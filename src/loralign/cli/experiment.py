@@ -1,0 +1,116 @@
+"""What the commands of experiments share: their words, their workers, their progress, what they print."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import typer
+
+from loralign.cli.show import console, field_lines, print_sentences, print_table
+from loralign.errors import ConfigError
+
+T = TypeVar("T")
+
+CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def run_experiment(
+    name: str, own: type[T], command: Any, arguments: Sequence[str], act: Callable[[Any, Any], Any]
+) -> None:
+    """Parse, run, write and print an experiment.
+
+    Args:
+        name: as typed after ``loralign``.
+        own: dataclass of the experiment's own settings.
+        command: that its cells run, ``align`` or ``adapt``.
+        arguments: the words after the name.
+        act: from the parsed recipe and the options to the finding.
+    """
+    words = [word for word in arguments if word != "--json"]
+    if {"--help", "-h"} & set(words):
+        typer.echo(_help(name, own, command, whole="--all" in words))
+        return
+    try:
+        from loralign.experiments.arguments import parse_experiment
+        from loralign.experiments.finding import PAGE, RESULTS, TABLE
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{error.name} is not installed", place=name, fix="pip install 'loralign[experiments]'"
+        ) from error
+
+    recipe = parse_experiment(name, own, command, words)
+    helpers = _helpers(recipe.experiment.workers, name, words)
+    try:
+        options = recipe.experiment.options(_tell)
+        finding = act(recipe, options).told(recipe.words, recipe.base)
+    finally:
+        for helper in helpers:
+            helper.wait()
+    directory = options.output / "results" / name.replace(" ", "-")
+    finding.write(directory)
+    if len(words) < len(arguments):
+        files = {"page": PAGE, "table": TABLE, "results": RESULTS}
+        places = {key: str(directory / file) for key, file in files.items()}
+        typer.echo(json.dumps({"headline": finding.page.headline, **places}))
+        return
+    console.print()
+    console.print(finding.page.headline, markup=False)
+    console.print()
+    for title, table in finding.page.tables:
+        print_table(title, table.headings, table.rows)
+    print_sentences(finding.page.notes)
+    console.print()
+    console.print(f"page     {directory / PAGE}", markup=False, soft_wrap=True)
+    console.print(f"numbers  {directory / RESULTS}", markup=False, soft_wrap=True)
+
+
+def _tell(progress: Any) -> None:
+    from loralign.report.format import duration
+
+    left = progress.remaining_seconds
+    told = "" if left is None or not left else f", about {duration(left)} left"
+    failed = f", {progress.failed} failed" if progress.failed else ""
+    typer.echo(f"[{progress.finished}/{progress.total}] cells finished{failed}{told}", err=True)
+
+
+def _helpers(workers: int, name: str, words: Sequence[str]) -> list[subprocess.Popen[bytes]]:
+    """Further processes that do the same; each, this one too, computes with its share of the cores."""
+    if workers < 2:
+        return []
+    import torch
+
+    share = max(1, (os.cpu_count() or 1) // workers)
+    torch.set_num_threads(share)
+    command = [sys.executable, "-m", "loralign", *name.split(), *words, "--workers", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(share)}
+    quiet = subprocess.DEVNULL
+    return [
+        subprocess.Popen(command, env=environment, stdin=quiet, stdout=quiet, stderr=quiet)  # noqa: S603
+        for _ in range(workers - 1)
+    ]
+
+
+def _help(name: str, own: type[Any], command: Any, *, whole: bool) -> str:
+    from loralign.experiments.arguments import ExperimentArguments, experiment_settings
+
+    if whole:
+        return str(experiment_settings(name, own, command).parser().format_help())
+    return "\n".join(
+        [
+            f"Usage: loralign {name} [MODEL] [--config recipe.yaml] [--FIELD VALUE ...] [--json]",
+            "",
+            " ".join((own.__doc__ or "").split()),
+            "",
+            *field_lines(own),
+            "",
+            "Experiment:",
+            *field_lines(ExperimentArguments),
+            "",
+            f"Recipe: every field of loralign {command}; --help --all lists them.",
+        ]
+    )

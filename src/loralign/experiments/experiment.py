@@ -1,0 +1,176 @@
+"""An experiment: arms × seeds of one base recipe, worked through cell by cell, and what they found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from optuna.trial import Trial
+
+from loralign.errors import ConfigError
+from loralign.experiments.cell import Cell, CellSettings, Command, make_cell
+from loralign.experiments.grid import Progress, Storage, Work
+from loralign.experiments.measuring import Measures
+from loralign.experiments.outcomes import Samples, outcome
+from loralign.experiments.running import Launcher, run_cell
+from loralign.experiments.store import CellRecord, CellStore
+from loralign.models import is_adapter, merge_adapter
+from loralign.models.adapter_files import inspect_adapter
+
+Tell = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of doing it.
+
+    Attributes:
+        name: in tables.
+        overrides: recipe fields that differ from the base recipe.
+    """
+
+    name: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ExperimentOptions:
+    """What all experiments have in common.
+
+    Attributes:
+        output: directory of cells and results; several experiments may share one, and then share cells.
+        seeds: every arm is run with each.
+        storage: URL of Optuna's database; SQLite in ``output`` by default.
+        launcher: how cells are run.
+        measures: of every adapter, beside its run's own scores.
+        tell: is called before and after every cell.
+    """
+
+    output: Path
+    seeds: tuple[int, ...] = (0,)
+    storage: str | None = None
+    launcher: Launcher = field(default_factory=Launcher)
+    measures: Measures = field(default_factory=Measures)
+    tell: Tell = field(default=lambda progress: None)
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"seeds {list(self.seeds)} are none or repeat", place="--seeds", fix="give each once")
+        if self.output.exists() and not self.output.is_dir():
+            raise ConfigError("is a file", place=str(self.output), fix="choose another --output")
+
+
+@dataclass(frozen=True, eq=False)
+class ArmResult:
+    """What an arm found.
+
+    Attributes:
+        arm: which.
+        cells: its finished cells, a seed each.
+        outcomes: of those, by measure.
+        failures: why the others failed, by seed.
+    """
+
+    arm: Arm
+    cells: tuple[CellRecord, ...]
+    outcomes: tuple[dict[str, Samples], ...]
+    failures: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> set[str]:
+        """Measures that every seed has."""
+        return set.intersection(*map(set, self.outcomes)) if self.outcomes else set()
+
+
+def run_arms(
+    name: str, command: Command, base: CellSettings, arms: Sequence[Arm], options: ExperimentOptions
+) -> list[ArmResult]:
+    """Run every arm with every seed, none twice, and collect what they found.
+
+    Any number of processes on any number of machines may call this with the same arguments and one storage: they share
+    the cells, and each returns when all are done.
+
+    Args:
+        name: of the experiment.
+        command: that a cell runs.
+        base: recipe that all arms share, of :func:`~loralign.experiments.cell.base_settings`.
+        arms: what differs in each.
+        options: seeds, places, measures.
+
+    Returns:
+        One result for each arm, in their order; an arm may have failed with some seeds or all.
+
+    Raises:
+        LoralignError: an arm's settings are no recipe, or the prompts to measure on cannot be read; before any cell is
+            run.
+    """
+    cells = {
+        (arm.name, seed): make_cell(command, base, arm.overrides, seed, options.measures.to_json())
+        for seed in options.seeds
+        for arm in arms
+    }
+    if len(cells) < len(arms) * len(options.seeds):
+        raise ConfigError("two arms have one name", place=name, fix="name them differently")
+    options.measures.check()
+    store = CellStore(options.output)
+    names = [arm.name for arm in arms]
+
+    def objective(trial: Trial) -> float:
+        arm = trial.suggest_categorical("arm", names)
+        seed = trial.suggest_categorical("seed", list(options.seeds))
+        return run_cell(store, cells[arm, seed], options.launcher).seconds
+
+    work = Work(
+        study_name(name, cells.values(), retry=options.launcher.retry),
+        Storage.beside(options.output, options.storage),
+        directions=("minimize",),
+        tell=options.tell,
+    )
+    work.run_all([{"arm": arm, "seed": seed} for arm, seed in cells], objective)
+    return [_collect(store, arm, {seed: cells[arm.name, seed] for seed in options.seeds}) for arm in arms]
+
+
+def study_name(name: str, cells: Any, *, retry: bool = False) -> str:
+    """The name under which workers find each other: another for other cells, and one of its own for another try."""
+    digest = hashlib.sha256(json.dumps(sorted(cell.fingerprint for cell in cells)).encode()).hexdigest()
+    return f"{name}-{digest[:12]}" + ("-retry" if retry else "")
+
+
+def start_of(base: CellSettings, output: Path) -> CellSettings:
+    """The base recipe with an alignment adapter in place of a model merged once for all cells, not once for each.
+
+    Args:
+        base: of ``loralign adapt``.
+        output: of the experiment, where the merged model is kept.
+
+    Raises:
+        LoralignError: the adapter cannot be merged.
+    """
+    model = base.get("model")
+    if not is_adapter(model):
+        return base
+    digest = hashlib.sha256()
+    for file in sorted(inspect_adapter(str(model)).path.glob("adapter_*")):
+        digest.update(file.read_bytes())
+    target = (output / "starts" / f"model-{digest.hexdigest()[:16]}").resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_suffix(".lock")):
+        if not target.is_dir():
+            merge_adapter(str(model), target)
+    return {**base, "model": str(target)}
+
+
+def _collect(store: CellStore, arm: Arm, cells: Mapping[int, Cell]) -> ArmResult:
+    finished, failures = [], {}
+    for seed, cell in cells.items():
+        record = store.record(cell)
+        if record is not None and record.finished:
+            finished.append(record)
+        else:
+            failures[seed] = record.error or "unknown" if record is not None else "its worker died too often"
+    return ArmResult(arm, tuple(finished), tuple(outcome(record) for record in finished), failures)

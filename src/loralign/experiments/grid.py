@@ -1,0 +1,238 @@
+"""Working through the cells of an experiment: Optuna hands them out, here or to many workers on many machines."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
+from optuna.storages._heartbeat import is_heartbeat_enabled
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from loralign.errors import ConfigError
+from loralign.experiments.failure import CellFailed
+
+Objective = Callable[[Trial], "float | Sequence[float]"]
+
+Direction = Literal["minimize", "maximize"]
+
+FAILURE = "failure"
+"""Attribute of a trial with the reason why its cell failed."""
+
+_BEGUN = "begun"
+
+_HEARTBEAT = 10
+"""Seconds between two signs of life of a worker."""
+_GRACE = 40
+"""Seconds without one after which its trial is given to another."""
+_RETRIES = 3
+_POLL = 2.0
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where Optuna keeps what has been handed out.
+
+    Attributes:
+        url: of a database; a file of SQLite beside the cells by default.
+        heartbeat: seconds between two signs of life of a worker.
+        grace: seconds without one after which its trial is given to another.
+    """
+
+    url: str
+    heartbeat: int = _HEARTBEAT
+    grace: int = _GRACE
+
+    @classmethod
+    def beside(cls, directory: Path, url: str | None = None) -> Storage:
+        """The given database, or SQLite in ``directory``."""
+        if url is None:
+            directory.mkdir(parents=True, exist_ok=True)
+            url = f"sqlite:///{(directory / 'trials.db').resolve()}"
+        return cls(url)
+
+    def open(self) -> RDBStorage:
+        """Connect, making the tables where there are none.
+
+        Raises:
+            ConfigError: there is no such database, or no driver for it.
+        """
+        try:
+            with warnings.catch_warnings():
+                # The heartbeat is what experiments rest on; Optuna calls it experimental.
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                return RDBStorage(
+                    self.url,
+                    heartbeat_interval=self.heartbeat,
+                    grace_period=self.grace,
+                    heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=_RETRIES),
+                )
+        except (SQLAlchemyError, ImportError, ValueError) as error:
+            reason = " ".join(str(error).split()).partition(" (Background")[0]
+            raise ConfigError(
+                f"cannot be used: {reason}", place="--storage", fix="give a URL such as sqlite:///trials.db"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the work has come.
+
+    Attributes:
+        finished: trials that ended, failures included.
+        failed: of those, the ones that failed.
+        running: trials that workers have.
+        total: trials wanted.
+        seconds: that the trials took which this worker ran itself.
+        own: number of those.
+    """
+
+    finished: int
+    failed: int
+    running: int
+    total: int
+    seconds: float = 0.0
+    own: int = 0
+
+    @property
+    def remaining_seconds(self) -> float | None:
+        """At the pace of this worker, shared with the others that work now; ``None`` before its first trial."""
+        if not self.own:
+            return None
+        return (self.total - self.finished) * self.seconds / self.own / max(1, self.running)
+
+
+@dataclass
+class Work:
+    """One experiment's study, as far as handing out goes.
+
+    Attributes:
+        name: of the study: the same experiment always has the same one.
+        storage: where it is kept.
+        directions: of every objective, ``maximize`` or ``minimize``.
+        sampler: proposes parameters where a trial has none; only searches need one.
+        tell: is called before and after every trial.
+    """
+
+    name: str
+    storage: Storage
+    directions: Sequence[Direction] = ("maximize",)
+    sampler: Any = None
+    tell: Callable[[Progress], None] = field(default=lambda progress: None)
+
+    def open(self) -> optuna.Study:
+        """Create the study, or join it."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        return optuna.create_study(
+            study_name=self.name,
+            storage=self.storage.open(),
+            directions=list(self.directions),
+            sampler=self.sampler,
+            load_if_exists=True,
+        )
+
+    def run_all(self, parameters: Sequence[dict[str, Any]], objective: Objective) -> optuna.Study:
+        """Run a trial for each set of parameters, none twice, however many workers call this.
+
+        Returns when all are finished or failed, by whomever; a trial whose worker has died is run by another.
+
+        Args:
+            parameters: one set a trial, in the order of work.
+            objective: of a trial, whose parameters are fixed; raises :class:`CellFailed`.
+        """
+        study = self.open()
+        for one in parameters:
+            # Two workers that begin at the same moment may both enqueue it; its cell is then found finished.
+            study.enqueue_trial(one, skip_if_exists=True)
+        return self._work(study, objective, len(parameters), distinct=True)
+
+    def search(self, trials: int, objective: Objective) -> optuna.Study:
+        """Run as many trials in all as wanted, those of earlier calls and of other workers included."""
+        return self._work(self.open(), objective, trials, distinct=False)
+
+    def _work(self, study: optuna.Study, objective: Objective, total: int, *, distinct: bool) -> optuna.Study:
+        seconds, own = 0.0, 0
+        while True:
+            self._free_lost_trials(study)
+            progress = _progress(study, total, seconds, own, distinct)
+            self.tell(progress)
+            waiting = bool(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+            if progress.finished >= total and not waiting:
+                return study
+            if not waiting and progress.finished + progress.running >= total:
+                # Others are at the last ones, and may die.
+                time.sleep(_POLL)
+                continue
+            began = time.monotonic()
+            study.optimize(_recorded(objective), n_trials=1, catch=(CellFailed,))
+            seconds, own = seconds + time.monotonic() - began, own + 1
+
+
+    def _free_lost_trials(self, study: optuna.Study) -> None:
+        """Let trials whose workers have died wait again: those that went silent, and those that never said a word."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            fail_stale_trials(study)
+        # Optuna takes a trial for lost once its signs of life have stopped, but not where there never was one.
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if _BEGUN not in trial.user_attrs and _age(trial) > 2 * self.storage.grace:
+                study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+                study.enqueue_trial(dict(trial.system_attrs.get("fixed_params", {})))
+
+
+def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that have values, in their order."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def failures(study: optuna.Study) -> list[str]:
+    """Why trials failed."""
+    return [str(trial.user_attrs[FAILURE]) for trial in study.get_trials(deepcopy=False) if FAILURE in trial.user_attrs]
+
+
+def _recorded(objective: Objective) -> Objective:
+    """A trial says that it has begun, and a failure leaves its reason: that tells it from one whose worker died."""
+
+    def call(trial: Trial) -> float | Sequence[float]:
+        storage = trial.study._storage
+        if is_heartbeat_enabled(storage):
+            # Optuna's own first sign of life comes from a thread, and a worker may die before that has run.
+            storage.record_heartbeat(trial._trial_id)
+        trial.set_user_attr(_BEGUN, True)
+        try:
+            return objective(trial)
+        except CellFailed as error:
+            trial.set_user_attr(FAILURE, str(error))
+            raise
+
+    return call
+
+
+def _progress(study: optuna.Study, total: int, seconds: float, own: int, distinct: bool) -> Progress:
+    """Count trials, or sets of parameters where the same may have been handed out twice."""
+    trials = study.get_trials(deepcopy=False)
+
+    def count(states: Callable[[FrozenTrial], bool]) -> int:
+        chosen = [trial for trial in trials if states(trial)]
+        return len({tuple(sorted(trial.params.items())) for trial in chosen}) if distinct else len(chosen)
+
+    failed = count(_failed)
+    finished = count(lambda trial: trial.state == TrialState.COMPLETE or _failed(trial))
+    running = count(lambda trial: trial.state == TrialState.RUNNING)
+    return Progress(finished, failed, running, total, seconds, own)
+
+
+def _age(trial: FrozenTrial) -> float:
+    """Seconds since it was handed out, by the clocks of these machines."""
+    return 0.0 if trial.datetime_start is None else (datetime.now() - trial.datetime_start).total_seconds()
+
+
+def _failed(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.FAIL and FAILURE in trial.user_attrs

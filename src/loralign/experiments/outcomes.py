@@ -1,0 +1,257 @@
+"""What a finished cell found, sample by sample, so that seeds and arms can be compared with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+from pyarrow import ArrowException
+
+from loralign.errors import StateError
+from loralign.evaluation import PairScores
+from loralign.evaluation.bootstrap import Difference, Estimate, Ratio, Sample, bootstrap_mean
+from loralign.evaluation.measures import pair_measures
+from loralign.evaluation.pairs import FloatArray
+from loralign.experiments.language import read_language
+from loralign.experiments.store import CHECK_DIRECTORY, LANGUAGE_FILE, TASKS_FILE, CellRecord
+from loralign.runs.driftcheck import BASELINE, RESPONSES
+from loralign.runs.kept_scores import SAMPLE_SCORES
+from loralign.runs.task_scores import read_task_samples
+
+PAIR_SCORES = "pair_scores.safetensors"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Something that cells are compared by.
+
+    Attributes:
+        key: tells it from others.
+        title: what people call it, with its unit.
+        higher: whether more of it is better.
+    """
+
+    key: str
+    title: str
+    higher: bool
+
+
+MEASURES = (
+    Measure("retention", "refusals kept", True),
+    Measure("refusal", "refused, unsafe", True),
+    Measure("over_refusal", "refused, safe", False),
+    Measure("drift", "drift", False),
+    Measure("task_gain", "task gain", True),
+    Measure("task_loss", "task loss", False),
+    Measure("accuracy", "accuracy", True),
+    Measure("accuracy_worst", "worst accuracy", True),
+    Measure("loss", "DPO loss", False),
+    Measure("reference_drift", "reference drift", False),
+    Measure("language_loss", "loss on text", False),
+    Measure("forgetting", "forgetting", False),
+)
+"""Of :func:`outcome`, in the order of tables; accuracies of single objectives and tasks' scores come after them."""
+
+LEGEND = (
+    "Drift is KL(start‖now) on the opening of the probe's responses, reference drift KL(now‖reference) on validation "
+    "pairs; drifts, task gain (start minus now), losses on task and text and forgetting (now minus start) are in nats "
+    "per token, the rest are shares."
+)
+"""What the titles mean, for below a table."""
+
+OBJECTIVE, TASK = "accuracy:", "task:"
+Samples = tuple[Sample, ...]
+
+
+def measure(key: str) -> Measure:
+    """The measure of this key, those of objectives and tasks included."""
+    for one in MEASURES:
+        if one.key == key:
+            return one
+    if key.startswith(OBJECTIVE):
+        return Measure(key, f"accuracy, {key.removeprefix(OBJECTIVE)}", True)
+    return Measure(key, key.removeprefix(TASK), True)
+
+
+def ordered(keys: Iterable[str]) -> list[Measure]:
+    """The measures of these keys in the order of tables."""
+    known = {one.key: index for index, one in enumerate(MEASURES)}
+    return [measure(key) for key in sorted(set(keys), key=lambda key: (known.get(key, len(known)), key))]
+
+
+def outcome(record: CellRecord) -> dict[str, Samples]:
+    """The statistics that a finished cell has, by measure; several of one measure stand for their mean.
+
+    Of an adaptation: ``task_loss``, ``task_gain``, ``drift``, and where answers were judged ``refusal``,
+    ``over_refusal`` and ``retention``, the share of the start's refusals of unsafe prompts that is left; those of a
+    driftcheck take the place of the run's own. Of an alignment: accuracies, ``loss`` and ``reference_drift``. Of
+    text that the start knew: ``language_loss``, and ``forgetting``, by how much it rose (nats per token). Of
+    tasks: ``task:NAME``.
+
+    Args:
+        record: of a finished cell.
+
+    Raises:
+        StateError: a file of the cell is missing or damaged.
+    """
+    found = _adaptation(record.run / SAMPLE_SCORES) if record.command == "adapt" else _alignment(record)
+    found |= _check(record)
+    text = record.directory / LANGUAGE_FILE
+    if text.is_file():
+        losses = read_language(text)
+        now = _mean(np.array(losses.after))
+        found |= {"language_loss": (now,), "forgetting": (Difference(now, _mean(np.array(losses.before))),)}
+    tasks = record.directory / TASKS_FILE
+    if tasks.is_file():
+        for name, values in read_task_samples(tasks).items():
+            found[TASK + name] = (_mean(np.array(values)),)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class SeedMean:
+    """Mean over seeds of a statistic of the same samples, which a resample draws alike for all of them.
+
+    Args:
+        seeds: the statistic of each seed, all of one size.
+    """
+
+    seeds: Sequence[Sample]
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return self.seeds[0].size
+
+    def at(self, index: npt.NDArray[np.intp]) -> FloatArray:
+        """The mean of the statistics of the samples ``index``."""
+        mean: FloatArray = np.mean([one.at(index) for one in self.seeds], axis=0)
+        return mean
+
+
+def over_seeds(outcomes: Sequence[Mapping[str, Samples]], key: str) -> Samples | None:
+    """The mean over seeds of one measure, or ``None`` where a seed does not have it.
+
+    Seeds that were measured on the same samples share them; those that were not are averaged as independent.
+    """
+    parts = [one.get(key) for one in outcomes]
+    known = [part for part in parts if part is not None]
+    if not known or len(known) < len(parts):
+        return None
+    sizes = {tuple(sample.size for sample in part) for part in known}
+    if len(sizes) == 1:
+        return tuple(SeedMean(column) for column in zip(*known, strict=True))
+    return tuple(sample for part in known for sample in part)
+
+
+def estimate(samples: Samples, *, seed: int = 0, resamples: int = 2000) -> Estimate:
+    """The mean of the statistics with its 95 % bootstrap interval over samples."""
+    return bootstrap_mean(samples, seed=seed, resamples=resamples)
+
+
+def value(samples: Samples) -> float:
+    """The mean of the statistics alone."""
+    return float(np.mean([sample.at(np.arange(sample.size)) for sample in samples]))
+
+
+def difference(after: Samples, before: Samples) -> Samples | None:
+    """Paired differences, or ``None`` where the samples are not the same in number."""
+    if [one.size for one in after] != [one.size for one in before]:
+        return None
+    return tuple(_Paired(one, other) for one, other in zip(after, before, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class _Paired:
+    after: Sample
+    before: Sample
+
+    @property
+    def size(self) -> int:
+        return self.after.size
+
+    def at(self, index: npt.NDArray[np.intp]) -> FloatArray:
+        return self.after.at(index) - self.before.at(index)
+
+
+def _adaptation(file: Path) -> dict[str, Samples]:
+    columns = _columns(file)
+    kinds = np.array(columns["measure"])
+    before, after = (np.array(columns[name], dtype=np.float64) for name in ("before", "after"))
+
+    def of(kind: str) -> tuple[FloatArray, FloatArray]:
+        chosen = kinds == kind
+        return before[chosen], after[chosen]
+
+    start, now = of("task_loss")
+    found: dict[str, Samples] = {
+        "task_loss": (_mean(now),),
+        "task_gain": (Difference(_mean(start), _mean(now)),),
+        "drift": (_mean(of("drift")[1]),),
+    }
+    if (kinds == "refused").any():
+        labels = np.array(columns["label"])[kinds == "refused"]
+        found |= _refusals(labels, *of("refused"))
+    return found
+
+
+def _check(record: CellRecord) -> dict[str, Samples]:
+    """Refusals of the driftcheck set, where the cell has been asked its prompts, start and now."""
+    file = record.directory / CHECK_DIRECTORY / RESPONSES
+    if not file.is_file():
+        return {}
+    now = _columns(file)
+    start = _columns(file.parent / BASELINE / RESPONSES)
+    if now["id"] != start["id"]:
+        raise StateError("is of other prompts than its start", place=str(file), fix="remove the cell's directory")
+    refused = (np.array(one["refused"], dtype=np.float64) for one in (start, now))
+    return _refusals(np.array(now["label"]), *refused)
+
+
+def _refusals(labels: Any, before: FloatArray, after: FloatArray) -> dict[str, Samples]:
+    found: dict[str, Samples] = {}
+    unsafe, safe = labels == "unsafe", labels == "safe"
+    if unsafe.any():
+        found["refusal"] = (_mean(after[unsafe]),)
+        if before[unsafe].sum() > 0:
+            found["retention"] = (Ratio(after[unsafe], before[unsafe]),)
+    if safe.any():
+        found["over_refusal"] = (_mean(after[safe]),)
+    return found
+
+
+def _alignment(record: CellRecord) -> dict[str, Samples]:
+    file = record.run / PAIR_SCORES
+    if not file.is_file():
+        return {}
+    pairs = PairScores.load(file)
+    beta = float(record.settings.get("beta") or 0.1)
+    by_objective = {name: pair_measures(pairs.of_objectives([name]), beta) for name in dict.fromkeys(pairs.objectives)}
+    accuracies = {name: measures["accuracy_reward"] for name, measures in by_objective.items()}
+    worst = min(accuracies, key=lambda name: value((accuracies[name],)))
+    found: dict[str, Samples] = {OBJECTIVE + name: (sample,) for name, sample in accuracies.items()}
+    found["accuracy"] = tuple(accuracies.values())
+    found["accuracy_worst"] = (accuracies[worst],)
+    for key, name in (("loss", "loss"), ("reference_drift", "kl_policy_reference")):
+        found[key] = tuple(measures[name] for measures in by_objective.values())
+    return found
+
+
+def _mean(values: FloatArray) -> Ratio:
+    values = values.astype(np.float64)
+    return Ratio(values, np.ones_like(values))
+
+
+def _columns(file: Path) -> dict[str, list[Any]]:
+    try:
+        found: dict[str, list[Any]] = pq.read_table(file).to_pydict()
+    except (ArrowException, OSError) as error:
+        raise StateError(
+            f"cannot be read: {error}", place=str(file), fix="remove the cell's directory to run it again"
+        ) from error
+    return found

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pytest
+
+from loralign.errors import ConfigError
+from loralign.experiments.ablation import align_arms, chosen, guard_arms
+from loralign.experiments.cell import base_settings, make_cell
+from loralign.training import GuardConfig
+
+
+def test_the_ladder_adds_one_term_at_a_time() -> None:
+    config = GuardConfig()
+    arms = {arm.name: arm.overrides for arm in guard_arms(vars(config))}
+    weights = [
+        GuardConfig(**arms[name]).penalty_weights(1.0) for name in ("+ alignment", "+ stability", "+ overlap", "full")
+    ]
+    assert weights[0].alignment == config.lambda_alignment
+    assert (weights[0].stability, weights[0].collision) == (0, 0)
+    assert weights[1].stability == config.lambda_stability
+    assert weights[1].collision == 0
+    overlap, full = (GuardConfig(**arms[name]) for name in ("+ overlap", "full"))
+    # The overlap keeps the weight that it has in the full method, and so does the geodesic term where it is alone.
+    assert overlap.lambda_collision * overlap.collision_alpha == full.lambda_collision * full.collision_alpha
+    assert overlap.collision_alpha == 1
+    alone = GuardConfig(**arms["full − overlap"])
+    assert alone.collision_alpha == 0
+    assert alone.lambda_collision == pytest.approx(full.lambda_collision * (1 - full.collision_alpha))
+    assert weights[3] == config.penalty_weights(1.0)
+    assert arms["plain"] == {"guard": "none"}
+
+
+@pytest.mark.parametrize(
+    "weights", [{"lambda_alignment": 0}, {"lambda_stability": 0}, {"lambda_collision": 0}, {"collision_alpha": 1.0}]
+)
+def test_a_ladder_with_a_rung_missing_is_refused(weights: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="leaves a term of the full method out"):
+        guard_arms({**vars(GuardConfig()), **weights})
+
+
+def test_every_arm_is_a_recipe_and_no_two_are_the_same(adapting: list[str], model: object) -> None:
+    base = base_settings("adapt", adapting)
+    cells = [make_cell("adapt", base, arm.overrides, 0).fingerprint for arm in guard_arms(base)]
+    assert len(set(cells)) == len(cells) == 9
+    base = base_settings("align", ["--model", str(model)])
+    cells = [make_cell("align", base, arm.overrides, 0).fingerprint for arm in align_arms()]
+    assert len(set(cells)) == len(cells) == 20
+
+
+def test_arms_are_chosen_by_name() -> None:
+    arms = align_arms(refine_every=7)
+    assert [arm.name for arm in chosen(arms, ["norm", "upgrad", "norm"])] == ["norm", "upgrad"]
+    assert chosen(arms, []) == arms
+    assert {arm.overrides.get("refine_every") for arm in arms if "+" in arm.name} == {7}
+    with pytest.raises(ConfigError, match="'norn' is no arm"):
+        chosen(arms, ["norn"])
