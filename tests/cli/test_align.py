@@ -54,6 +54,8 @@ def test_a_run_leaves_adapter_scores_and_report(finished):
     assert set(scores) == {"version", "before", "after", "reference", "difference"}
     page = (finished.directory / "report.html").read_text()
     assert "harmless" in page
+    assert "plot-drift" not in page
+    assert not (finished.directory / "sample_scores.parquet").exists()
     samples = json.loads((finished.directory / "samples.json").read_text())
     assert [sample["objective"] for sample in samples] == ["harmless", "helpful", "honest"]
 

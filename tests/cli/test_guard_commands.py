@@ -5,9 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -208,6 +209,11 @@ class TestFaults:
         assert_refused(loralign("adapt", model, "--data", task, *words), "needs a guard")
         assert_refused(loralign("align", "--model", model, "--data", data, *words), "needs a guard")
 
+    def test_judged_prompts(self, loralign: Any, model: Path, data: Path) -> None:
+        words = ("align", "--model", model, "--data", data)
+        assert_refused(loralign(*words, "--judged_prompts", "4"), "judged_prompts", "--guard auto")
+        assert_refused(loralign(*words, "--guard", "auto", "--judged_prompts=-1"), "judged_prompts", "-1")
+
     def test_recipe_values(self, loralign: Any, model: Path, task: Path, tmp_path: Path) -> None:
         (tmp_path / "recipe.yaml").write_text(f"data: {task}\nprobe_samples: 6.5\n")
         assert_refused(loralign("adapt", model, "--config", "recipe.yaml"), "probe_samples", "6.5")
@@ -286,11 +292,54 @@ def test_probe_in_the_training_data_is_told(
 
 def test_align_takes_a_guard(loralign: Any, model: Path, data: Path, kept: Path, tmp_path: Path) -> None:
     result = loralign(
-        "align", "--model", model, "--data", data, "--guard", "auto", "--alignment_data", kept, "--guard_mode",
-        "project", "--probe_every", "1", "--output_dir", "out", *SMALL,
+        "align", "--model", model, "--data", data, "--validation_data", data, "--guard", "auto", "--alignment_data",
+        kept, "--guard_mode", "project", "--probe_every", "1", "--judged_prompts", "4", "--output_dir", "out", *SMALL,
     )  # fmt: skip
     assert result.code == 0, result.err
-    records = [json.loads(line) for line in (tmp_path / "out/guard.jsonl").read_text().splitlines()]
+    records = guard_log(tmp_path / "out")
     assert [one["share"] < 1e-9 for one in records if one["kind"] == "probe"] == [True] * 3
     assert (tmp_path / "out/subspace").is_dir()
     assert (tmp_path / "out/geometry.jsonl").is_file()
+    scores = json.loads((tmp_path / "out/scores.json").read_text())
+    assert {"before", "after", "difference", "drift", "logprob_lost", "share"} <= set(scores)
+    assert scores["drift"]["value"] == pytest.approx(records[-1]["kl"], rel=1e-4)
+    assert scores["drift"]["value"] > 0
+    assert len(scores["safety_before"]["refused"]) == len(scores["safety_after"]["refused"]) == 4
+    samples = pq.read_table(tmp_path / "out/sample_scores.parquet").to_pydict()
+    drifts = [after for name, after in zip(samples["measure"], samples["after"], strict=True) if name == "drift"]
+    assert sum(drifts) / len(drifts) == pytest.approx(scores["drift"]["value"])
+    assert samples["measure"].count("refused") == 4
+    assert json.loads((tmp_path / "out/run.json").read_text())["data"]["probe"] == len(drifts)
+    assert "What had to survive" in result.out
+    assert 'data-plot="plot-drift"' in (tmp_path / "out/report.html").read_text()
+    assert "drifted" in (tmp_path / "out/adapter/README.md").read_text().partition("What was held")[2]
+    told = json.loads(loralign("report", "out", "--format", "json").out)
+    aligned = next(arm for arm in told["arms"] if arm["name"] == "out")
+    probed = [one for one in aligned["scores"] if one["ground"]["name"] == "own probe"]
+    drift = next(one["metric"] for one in probed if one["quantity"]["key"] == "kl")
+    assert drift["value"] == scores["drift"]["value"]
+
+
+def test_a_guarded_alignment_of_an_adapter_is_scored_against_the_base(
+    loralign: Any, model: Path, data: Path, kept: Path, tmp_path: Path
+) -> None:
+    """Continuing a fresh adapter, TRL keeps a second one as the reference; validation data there is none."""
+    base = AutoModelForCausalLM.from_pretrained(model)
+    fresh = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
+    fresh.save_pretrained(tmp_path / "fresh")
+    result = loralign(
+        "align", "--model", model, "--adapter", "fresh", "--data", data, "--guard", "auto", "--alignment_data", kept,
+        "--probe_every", "1", "--output_dir", "out", *SMALL, "--json",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    printed = json.loads(result.out.strip().splitlines()[-1])
+    assert printed["scores"] is None
+    assert printed["kept"]["safety_after"] is None
+    last = [one["kl"] for one in guard_log(tmp_path / "out") if one["kind"] == "probe"][-1]
+    assert printed["kept"]["drift"]["value"] == pytest.approx(last, rel=1e-4)
+    assert json.loads((tmp_path / "out/scores.json").read_text()) == {"version": 1, **printed["kept"]}
+    assert "drift (nats per token)" in (tmp_path / "out/report.html").read_text()
+
+
+def guard_log(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "guard.jsonl").read_text().splitlines()]

@@ -88,7 +88,7 @@ def test_every_setting_is_described_with_its_default() -> None:
 
 def _described(kind: Any) -> list[Any]:
     """The fields whose default is the same in every command; of the others the page says what it is where."""
-    other = {"guard", "data"} if kind is AdaptArguments else set()
+    other = {"guard", "data"} if kind is AdaptArguments else {"judged_prompts"}
     return [one for one in fields(kind) if one.name not in other]
 
 

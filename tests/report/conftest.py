@@ -231,6 +231,14 @@ def adaptation_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _adaptation(tmp_path_factory.mktemp("runs") / "my-adaptation")
 
 
+@pytest.fixture(scope="session")
+def guarded_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete guarded alignment; tests must not change it."""
+    from tests.report.guarded_runs import write_guarded  # which builds on this module
+
+    return write_guarded(tmp_path_factory.mktemp("runs") / "my-guarded-run")
+
+
 @pytest.fixture
 def own_adaptation(tmp_path: Path) -> Path:
     """A complete adaptation that a test may damage."""

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from loralign.errors import StateError
 from loralign.evaluation import PhraseJudge, safety_scores
 from loralign.report import adaptation_headline, explain_guard, load_adaptation, load_run
-from loralign.report.adaptation_charts import adaptation_charts
-from loralign.report.adaptation_maps import safety_chart, subspace_charts
+from loralign.report.adaptation_charts import loss_chart
 from loralign.report.adaptation_outcome import score_rows
+from loralign.report.guard_charts import guard_charts
+from loralign.report.guard_maps import safety_chart, subspace_charts
 from loralign.report.records import Metric
 from tests.report.adaptation_runs import BUDGET, CATEGORIES, about, guard_records, scores, warning, write_json
 from tests.report.conftest import LAYERS, write_lines
@@ -166,8 +167,8 @@ def test_no_value_of_a_wrong_type_stops_the_reader(content: tuple[dict[str, Any]
     assert adaptation_headline(run).endswith(".")
     assert all(isinstance(sentence, str) and sentence for sentence in explain_guard(run))
     assert all(len(row) == 4 for row in score_rows(run))
-    charts = [*adaptation_charts(run).values(), *subspace_charts(run)]
-    charts += [chart] if (chart := safety_chart(run)) else []
+    charts = [*guard_charts(run).values(), *subspace_charts(run)]
+    charts += [chart for chart in (loss_chart(run), safety_chart(run)) if chart]
     for chart in charts:
         json.loads(chart.figure.to_json())
         assert chart.table is None or all(len(row) == len(chart.table.headings) for row in chart.table.rows)

@@ -14,7 +14,7 @@ import pytest
 from loralign.errors import OutputError
 from loralign.report import load_adaptation, render_adaptation
 from loralign.report.adaptation_page import adaptation_page
-from loralign.report.adaptation_records import GuardStep
+from loralign.report.guard_records import GuardStep
 from tests.report.adaptation_runs import (
     BUDGET,
     about,

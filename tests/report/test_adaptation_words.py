@@ -10,7 +10,8 @@ import pytest
 
 from loralign.report import Adaptation, adaptation_headline, explain_guard, load_adaptation
 from loralign.report.adaptation_outcome import score_rows
-from loralign.report.adaptation_records import AdaptationScores, GuardStep, Probe, Reestimate, Safety
+from loralign.report.adaptation_records import AdaptationScores
+from loralign.report.guard_records import GuardStep, Probe, Reestimate, Safety
 from loralign.report.records import Metric
 from tests.report.adaptation_runs import warning, write_json
 from tests.report.conftest import write_lines
@@ -188,7 +189,7 @@ def test_score_rows_give_before_after_and_the_difference(run: Adaptation) -> Non
 
 def test_scores_that_are_absent_leave_no_row_or_an_empty_cell(run: Adaptation) -> None:
     assert score_rows(dataclasses.replace(run, scores=None)) == []
-    bare = AdaptationScores(None, None, None, None, None, None, refusing(0.9, 0.1), None)
+    bare = AdaptationScores(None, None, None, refusing(0.9, 0.1), None, None, None, None)
     rows = {row[0]: row[1:] for row in score_rows(dataclasses.replace(run, scores=bare))}
     assert rows["task loss (nats per token)"] == ("n/a", "n/a", "n/a")
     assert rows["unsafe prompts refused"][0] == "n/a"

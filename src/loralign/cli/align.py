@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import typer
 
@@ -34,14 +35,17 @@ def align(context: typer.Context) -> None:
         return
     if as_json:
         scores = None if result.scores is None else result.scores.to_json()
-        typer.echo(json.dumps({"adapter": str(result.adapter), "report": str(result.report), "scores": scores}))
+        printed = {"adapter": str(result.adapter), "report": str(result.report), "scores": scores}
+        typer.echo(json.dumps(printed | ({} if result.kept is None else {"kept": asdict(result.kept)})))
         return
     show_result(result)
 
 
 def show_result(result: object) -> None:
     """Print the summary of a finished run."""
-    from loralign.report import SUMMARY_HEADINGS, explain_geometry, headline, summary_rows
+    from loralign.report import SCORE_HEADINGS, SUMMARY_HEADINGS, explain_geometry, headline, summary_rows
+    from loralign.report.guard_outcome import kept_rows
+    from loralign.report.guard_words import guard_sentences
     from loralign.runs import AlignResult
 
     if not isinstance(result, AlignResult) or result.run is None:
@@ -52,6 +56,11 @@ def show_result(result: object) -> None:
     print_table("Preferences on validation pairs", SUMMARY_HEADINGS, [row.cells() for row in summary_rows(result.run)])
     console.print()
     print_sentences(explain_geometry(result.run))
+    if result.run.guarded is not None:
+        console.print()
+        print_table("What had to survive", SCORE_HEADINGS, kept_rows(result.run.guarded))
+        console.print()
+        print_sentences(guard_sentences(result.run.guarded))
     console.print()
     console.print(f"adapter  {result.adapter}", markup=False, soft_wrap=True)
     console.print(f"report   {result.report}", markup=False, soft_wrap=True)

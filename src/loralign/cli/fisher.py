@@ -53,6 +53,7 @@ def fisher(
     """Estimate or show, then print every layer's rank and energy."""
     from loralign.errors import ConfigError
     from loralign.guard import AlignmentSubspace
+    from loralign.guard.fisher_options import OPENING
     from loralign.report import render_energy
     from loralign.runs import describe_subspace, estimate_subspace
 
@@ -85,7 +86,7 @@ def fisher(
             max_rank=max_rank,
             batch_size=batch_size,
             seed=seed,
-            **({} if response_tokens is None else {"response_tokens": response_tokens}),
+            response_tokens=OPENING if response_tokens is None else response_tokens,
         )
     if picture is not None:
         render_energy(subspace, picture)

@@ -11,9 +11,11 @@ import typer
 
 from loralign import __version__
 from loralign.cli import (
+    ablate,
     adapt,
     align,
     compare,
+    controller,
     demo,
     diagnose,
     driftcheck,
@@ -23,6 +25,10 @@ from loralign.cli import (
     refine,
     repair,
     report,
+    scaling,
+    sensitivity,
+    stability,
+    sweep,
     tasks,
 )
 from loralign.errors import LoralignError
@@ -47,6 +53,12 @@ for command in (
     tasks,
     report,
     compare,
+    ablate,
+    sweep,
+    controller,
+    stability,
+    sensitivity,
+    scaling,
     models,
     demo,
 ):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import optuna
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
-from optuna.storages._heartbeat import is_heartbeat_enabled
+from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -129,7 +129,8 @@ class Work:
 
     def open(self) -> optuna.Study:
         """Create the study, or join it."""
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        # A failed trial is told of by its reason, not by a stack trace.
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         return optuna.create_study(
             study_name=self.name,
             storage=self.storage.open(),
@@ -174,7 +175,6 @@ class Work:
             study.optimize(_recorded(objective), n_trials=1, catch=(CellFailed,))
             seconds, own = seconds + time.monotonic() - began, own + 1
 
-
     def _free_lost_trials(self, study: optuna.Study) -> None:
         """Let trials whose workers have died wait again: those that went silent, and those that never said a word."""
         with warnings.catch_warnings():
@@ -202,7 +202,7 @@ def _recorded(objective: Objective) -> Objective:
 
     def call(trial: Trial) -> float | Sequence[float]:
         storage = trial.study._storage
-        if is_heartbeat_enabled(storage):
+        if isinstance(storage, BaseHeartbeat):
             # Optuna's own first sign of life comes from a thread, and a worker may die before that has run.
             storage.record_heartbeat(trial._trial_id)
         trial.set_user_attr(_BEGUN, True)

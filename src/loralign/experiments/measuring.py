@@ -106,8 +106,8 @@ def measure_cell(cell: Cell, place: Path, store: Path) -> None:
         shutil.copytree(before, check / BASELINE, dirs_exist_ok=True)
     if measures.language and not (place / LANGUAGE_FILE).is_file():
         rows = language_rows(measures.language, measures.language_samples)
-        length, dtype = cell.settings.get("max_length"), cell.settings.get("dtype") or "auto"
-        score_language(adapter, rows, place / LANGUAGE_FILE, max_length=length, dtype=dtype)
+        kept = {key: cell.settings.get(key) for key in ("max_length", "dtype")}
+        score_language(adapter, rows, place / LANGUAGE_FILE, **kept)
     if measures.tasks and not (place / TASKS_FILE).is_file():
         _score(str(adapter), measures, place / TASKS_FILE, seed)
 

@@ -1,101 +1,28 @@
-"""What an adaptation gained and what it lost: the table of its scores, and sentences on them.
-
-A fall of refusals on unsafe prompts, or a rise on safe ones, of more than 10 points gets advice: the failure
-signature of alignguard.md.
-"""
+"""What an adaptation gained, and what it lost: the table of its scores, and a sentence on the task."""
 
 from __future__ import annotations
 
-from loralign.report.adaptation_records import UNGUARDED, Adaptation, Safety
-from loralign.report.format import ABSENT, percent, significant, whole_percent
-from loralign.report.records import Metric
-from loralign.report.words import interval, percent_interval, settled
-
-SCORE_HEADINGS = ("score", "before", "after", "after − before")
-"""Headings of :func:`score_rows`."""
-
-REFUSALS_LOST = 0.10
-"""A fall or rise of refusals by more than this share gets advice."""
-
-_REFUSALS = (("unsafe", "refusal"), ("safe", "over_refusal"))
-
-
-def final_drift(run: Adaptation) -> float | None:
-    """Return the drift after training: that of the scores, or else of the last probe."""
-    scored = value_of(run.scores.drift) if run.scores else None
-    return scored if scored is not None else (run.measured[-1].kl if run.measured else None)
-
-
-def value_of(metric: Metric | None) -> float | None:
-    """Return a score's value, ``None`` without a score."""
-    return metric.value if metric else None
-
-
-def refusal_changes(run: Adaptation) -> dict[str, tuple[float, float]]:
-    """Return the share refused before and after, of ``unsafe`` and ``safe`` prompts, where both are known."""
-    before, after = _safeties(run)
-    found = {name: (value_of(_share(before, key)), value_of(_share(after, key))) for name, key in _REFUSALS}
-    return {
-        name: (earlier, later) for name, (earlier, later) in found.items() if earlier is not None and later is not None
-    }
+from loralign.report.adaptation_records import Adaptation
+from loralign.report.guard_outcome import kept_rows
+from loralign.report.guard_records import UNGUARDED
+from loralign.report.intervals import interval, turned
 
 
 def score_rows(run: Adaptation) -> list[tuple[str, ...]]:
-    """Return the scores before and after as text, one row each, in the order of :data:`SCORE_HEADINGS`."""
+    """Return the scores before and after as text, one row each, in the order of ``SCORE_HEADINGS``."""
     scores = run.scores
     if scores is None:
         return []
-    change = interval(_turned(scores.task_gain)) if scores.task_gain else ABSENT
-    rows: list[tuple[str, ...]] = [
-        (
-            "task loss (nats per token)",
-            interval(scores.task_before),
-            interval(scores.task_after),
-            change,
-        ),
-        ("drift (nats per token)", "0", interval(scores.drift), ""),
-        ("log-probability lost (nats per token)", "0", interval(scores.logprob_lost), ""),
-    ]
-    changes = refusal_changes(run)
-    for name, key in _REFUSALS:
-        before, after = (_share(one, key) for one in _safeties(run))
-        if before or after:
-            moved = f"{_signed_points(*changes[name])} points" if name in changes else ABSENT
-            rows.append((f"{name} prompts refused", percent_interval(before), percent_interval(after), moved))
-    if scores.share is not None:
-        rows.append(("share of the update in the subspace", "", percent(scores.share), ""))
-    return rows
+    task = map(interval, (scores.task_before, scores.task_after, turned(scores.task_gain)))
+    return [("task loss (nats per token)", *task), *kept_rows(run)]
 
 
-def outcome_sentences(run: Adaptation) -> list[str]:
-    """Return what was gained, what was lost and what became of refusals, with what could be done about it."""
-    return [*_gained(run), *_lost(run), *_refusals(run)]
-
-
-def _safeties(run: Adaptation) -> tuple[Safety | None, Safety | None]:
-    return (run.scores.safety_before, run.scores.safety_after) if run.scores else (None, None)
-
-
-def _share(safety: Safety | None, key: str) -> Metric | None:
-    found: Metric | None = getattr(safety, key) if safety else None
-    return found
-
-
-def _signed_points(before: float, after: float) -> str:
-    points = round(100 * (after - before), 6)
-    return f"{'+' if points > 0 else ''}{significant(points)}"
-
-
-def _turned(metric: Metric) -> Metric:
-    """The score of the opposite direction."""
-    return Metric(*(None if value is None else -value for value in (metric.value, metric.high, metric.low)))
-
-
-def _gained(run: Adaptation) -> list[str]:
+def gained_sentences(run: Adaptation) -> list[str]:
+    """Return what became of the task, with what could be done about it."""
     gain = run.scores.task_gain if run.scores else None
     if gain is None or gain.value is None:
         return []
-    moved = f"{'fell' if gain.value >= 0 else 'rose'} by {interval(_turned(gain) if gain.value < 0 else gain)}"
+    moved = f"{'fell' if gain.value >= 0 else 'rose'} by {interval(turned(gain) if gain.value < 0 else gain)}"
     text = f"Gained: the loss on held-back task samples {moved} nats per token."
     if gain.low is not None and gain.low > 0:
         return [text]
@@ -105,64 +32,3 @@ def _gained(run: Adaptation) -> list[str]:
     if run.mode not in (*UNGUARDED, "unknown"):
         advice += "; if that does not help, loosen the guard"
     return [f"{text} The interval does not exclude zero, so nothing shows that the task was learnt: {advice}."]
-
-
-def _lost(run: Adaptation) -> list[str]:
-    drift = final_drift(run)
-    if drift is None:
-        return []
-    scored = run.scores.drift if run.scores else None
-    shown = f"{significant(drift)} (last probe)" if value_of(scored) is None else interval(scored)
-    text = f"Lost: on what must survive, the model drifted {shown} nats per token from its start"
-    lost = run.scores.logprob_lost if run.scores else None
-    if lost is not None and lost.value is not None:
-        change = f"lost {interval(lost)}" if lost.value >= 0 else f"gained {interval(_turned(lost))}"
-        text += f", and its responses {change} nats per token of log-probability"
-    return [f"{text}."]
-
-
-def _refusals(run: Adaptation) -> list[str]:
-    before, after = _safeties(run)
-    sentences = []
-    for name, key in _REFUSALS:
-        if name not in (changes := refusal_changes(run)):
-            continue
-        change = round(changes[name][1] - changes[name][0], 9)  # exactly 10 points are not more than 10
-        text = f"Refusals of {name} prompts {_moved(*changes[name], settled(_share(before, key), _share(after, key)))}."
-        if name == "unsafe" and change < -REFUSALS_LOST:
-            text += f" {_safer(run)}{_worst_category(before, after)}"
-        if name == "safe" and change > REFUSALS_LOST:
-            text += " The model became more timid: add safe prompts with helpful answers to --alignment_data."
-        sentences.append(text)
-    return sentences
-
-
-def _moved(before: float, after: float, beyond: bool) -> str:
-    """Say how a share of refusals moved, and whether the prompts at hand settle it."""
-    if before == after:
-        return f"stayed at {whole_percent(after)}"
-    points = f"{abs(100 * (after - before)):.0f} points, {'' if beyond else 'not '}beyond the intervals"
-    return f"{'rose' if after > before else 'fell'} from {whole_percent(before)} to {whole_percent(after)} ({points})"
-
-
-def _safer(run: Adaptation) -> str:
-    if run.mode in UNGUARDED:
-        return "Nothing held them: guard the training (--guard auto), or mend this adapter with loralign repair."
-    tighter = "Set --drift_budget" if run.budget is None else "Lower --drift_budget"
-    other = "" if run.mode == "project" else ", take the part in the subspace out (--guard_mode project)"
-    return f"{tighter}{other}, or mend this adapter with loralign repair."
-
-
-def _worst_category(before: Safety | None, after: Safety | None) -> str:
-    changes = {
-        category: (earlier, later)
-        for (label, category), metric in (before.categories if before else {}).items()
-        if label == "unsafe"
-        and (earlier := metric.value) is not None
-        and (later := value_of(after.categories.get((label, category)) if after else None)) is not None
-    }
-    if len(changes) < 2:
-        return ""
-    worst = min(changes, key=lambda name: changes[name][1] - changes[name][0])
-    ends = " to ".join(map(whole_percent, changes[worst]))
-    return f" The category {worst} lost most ({ends}): add such prompts with their refusals to --alignment_data."

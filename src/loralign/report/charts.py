@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from loralign.report.alignment_records import Run
 from loralign.report.diagnosis import known
 from loralign.report.format import percent, significant
-from loralign.report.records import Measurement, Numbers, Run
+from loralign.report.records import Measurement, Numbers
 from loralign.report.theme import Chart, Table, colour, dash, label, symbol, thin
 from loralign.report.timeline import Mark, dots_and_mean, finish, line
 

@@ -1,4 +1,4 @@
-"""Reading a run directory: ``run.json``, ``geometry.jsonl``, ``scores.json`` and ``samples.json``."""
+"""Reading the directory of an alignment: what it is, its geometry, its guard, its scores and sample answers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from loralign.report.alignment_records import Run
 from loralign.report.coerce import clean_text, mapping, number, numbers, sequence, strings
+from loralign.report.guard_reading import is_guarded, read_guarded
 from loralign.report.reading import ALIGN, read_about, read_log, read_metric, read_optional, read_sample
-from loralign.report.records import LayerRefinement, Measurement, Metric, Refinement, Run, ScoreSet, TrainingStep
+from loralign.report.records import LayerRefinement, Measurement, Metric, Refinement, ScoreSet, TrainingStep
 
 
 def load_run(directory: str | Path) -> Run:
@@ -26,9 +28,10 @@ def load_run(directory: str | Path) -> Run:
     kinds = ("measurement", "refinement", "step")
     log = read_log(folder / "geometry.jsonl", kinds, "its course or geometry", notes)
     measurements = [_measurement(*record) for record in log["measurement"]]
+    scored = mapping(read_optional(folder / "scores.json", "scores", notes))
     scores = {
         name: _score_set(value)
-        for name, value in mapping(read_optional(folder / "scores.json", "scores", notes)).items()
+        for name, value in scored.items()
         if name in ("before", "after", "reference", "difference") and isinstance(value, dict)
     }
     samples = [read_sample(item) for item in sequence(read_optional(folder / "samples.json", "sample answers", notes))]
@@ -47,6 +50,7 @@ def load_run(directory: str | Path) -> Run:
         data=mapping(about.get("data")),
         environment=mapping(about.get("environment")),
         stated_headline=stated if isinstance(stated, str) and stated.strip() else None,
+        guarded=read_guarded(folder, about, scored, notes) if is_guarded(folder, about) else None,
         measurements=tuple(measurements),
         refinements=tuple(_refinement(*record) for record in log["refinement"]),
         steps=tuple(_training_step(*record) for record in log["step"]),

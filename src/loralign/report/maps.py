@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
+from loralign.report.alignment_records import Run
 from loralign.report.diagnosis import mean
 from loralign.report.dots import MOMENTS, DotRow, dot_plot
 from loralign.report.format import significant
+from loralign.report.intervals import percent_interval
 from loralign.report.layer_maps import Grid, LayerGrid, colour_bar, layer_grid, layer_panels, loose_layers
-from loralign.report.records import Measurement, Run, accuracy
+from loralign.report.records import Measurement, accuracy
 from loralign.report.theme import DIVERGING, SEQUENTIAL, Chart, Table, label, style
-from loralign.report.words import percent_interval
 
 _SPACES = {
     "full": "full space",

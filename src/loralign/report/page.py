@@ -6,13 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from loralign.files import write_text
+from loralign.report.alignment_records import Run
 from loralign.report.charts import time_charts
 from loralign.report.document import render_document
 from loralign.report.format import ABSENT, count, duration, percent, significant
+from loralign.report.guard_outcome import SCORE_HEADINGS, kept_rows
+from loralign.report.guard_page import guard_content, guard_facts, table_of
+from loralign.report.guard_words import guard_sentences
+from loralign.report.intervals import interval, percent_interval
 from loralign.report.maps import cosine_charts, layer_charts, score_chart
-from loralign.report.records import Refinement, Run
+from loralign.report.records import Refinement
 from loralign.report.theme import Table, thin
-from loralign.report.words import SUMMARY_HEADINGS, explain_geometry, headline, interval, percent_interval, summary_rows
+from loralign.report.words import SUMMARY_HEADINGS, explain_geometry, headline, summary_rows
 
 MOST_LAYER_TABLES = 12
 """Refinements whose per-layer table is shown; with more of them, evenly chosen ones."""
@@ -46,12 +51,15 @@ def render_page(run: Run) -> str:
         "headline": headline(run),
         "facts": _facts(run),
         "summary": _summary_table(run),
+        "kept": table_of(SCORE_HEADINGS, kept_rows(run.guarded)) if run.guarded else None,
         "explanation": explain_geometry(run),
         "over_time": time_charts(run),
         "layers": layer_charts(run),
         "cosines": cosine_charts(run),
         "score_chart": score_chart(run),
         "score_table": _score_table(run),
+        "guard": guard_content(run.guarded) if run.guarded else None,
+        "guard_explanation": guard_sentences(run.guarded) if run.guarded else (),
         "refinements": _refinement_table(run),
         "refined_layers": [
             (event, _layer_table(event)) for event in thin(run.refinements, MOST_LAYER_TABLES) if event.layers
@@ -69,6 +77,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         for name, value in (
             ("Model", run.model),
             ("Weighting", run.weighting),
+            *(guard_facts(run.guarded) if run.guarded else ()),
             ("Status", run.status),
             ("Training steps", count(run.steps[-1].step + 1) if run.steps else None),
             ("Training pairs", pairs),

@@ -1,9 +1,8 @@
-"""What a run directory holds, as plain immutable records without any thought of how it is shown."""
+"""What run directories hold, as plain immutable records without any thought of how it is shown."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 Numbers = dict[str, float | None]
 """One number per objective; ``None`` where it was not measured or is not finite."""
@@ -121,48 +120,3 @@ class Sample:
     prompt: str
     before: str
     after: str
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything a report is made from.
-
-    Attributes:
-        objectives: names in the order of ``run.json``, followed by any that only the measurements know.
-        targets: target weight λ per objective.
-        config, data, environment: nested settings as written by the run.
-        scores: score set by ``"before"``, ``"after"``, ``"reference"``, and ``"difference"`` (paired, after − before).
-        notes: what was missing, damaged or cut off, in plain sentences.
-    """
-
-    name: str
-    model: str
-    objectives: tuple[str, ...]
-    targets: Numbers
-    weighting: str
-    status: str
-    seconds: float | None
-    seed: Any
-    command: tuple[str, ...]
-    config: dict[str, Any]
-    data: dict[str, Any]
-    environment: dict[str, Any]
-    stated_headline: str | None
-    measurements: tuple[Measurement, ...]
-    refinements: tuple[Refinement, ...]
-    steps: tuple[TrainingStep, ...]
-    scores: dict[str, ScoreSet]
-    samples: tuple[Sample, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def last(self) -> Measurement | None:
-        """The last measurement that has an attenuation of any objective."""
-        return next(
-            (m for m in reversed(self.measurements) if any(v is not None for v in m.attenuation.values())), None
-        )
-
-    @property
-    def first(self) -> Measurement | None:
-        """The first measurement that has an attenuation of any objective."""
-        return next((m for m in self.measurements if any(v is not None for v in m.attenuation.values())), None)

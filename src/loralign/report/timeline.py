@@ -18,6 +18,12 @@ MOST_MARKS = 100
 MOST_NAMED = 4
 """Up to so many marks are named on the chart; more show as ``▾``. All say what they are on hovering."""
 
+CHARACTER = 0.03
+"""Share of the time axis that a character of a mark's name takes on a page of 380 pixels."""
+
+LINE = 13
+"""Height of a mark's name, in pixels."""
+
 DECADES = 2.0
 """From so many powers of ten on, a logarithmic axis is numbered at these only."""
 
@@ -115,7 +121,9 @@ def finish(figure: go.Figure, height: int, marks: Sequence[Mark] = ()) -> go.Fig
     axes[-1].update(title=STEP_AXIS)
     shown = thin(_merged(marks), MOST_MARKS)
     middle = max((x for trace in figure.data for x in trace.x or ()), default=0) / 2
-    for mark in shown:
+    named = len(shown) <= MOST_NAMED
+    levels = _levels(shown, middle) if named else [0] * len(shown)
+    for mark, level in zip(shown, levels, strict=True):
         stroke = {"color": "var(--mark)", "width": 1, "dash": "dashdot"}
         figure.add_shape(type="line", x0=mark.step, x1=mark.step, xref="x", y0=0, y1=1, yref="paper", line=stroke)
         figure.add_annotation(
@@ -124,13 +132,30 @@ def finish(figure: go.Figure, height: int, marks: Sequence[Mark] = ()) -> go.Fig
             y=0,
             yref="paper",
             yanchor="bottom",
+            yshift=LINE * level,
             xanchor="left" if mark.step <= middle else "right",  # a narrow page has no room beyond its end
-            text=mark.name if len(shown) <= MOST_NAMED else "▾",
+            text=mark.name if named else "▾",
             hovertext="<br>".join(mark.told),
             showarrow=False,
             font={"size": 11, "color": "var(--mark)"},
         )
     return figure
+
+
+def _levels(marks: Sequence[Mark], middle: float) -> list[int]:
+    """The line above the axis that each name stands on: the lowest where it meets no other on a narrow page."""
+    lines: list[list[tuple[float, float]]] = []
+    found = []
+    for mark in marks:
+        reach = 2 * middle * CHARACTER * len(mark.name)
+        left, right = (mark.step, mark.step + reach) if mark.step <= middle else (mark.step - reach, mark.step)
+        free = (level for level, taken in enumerate(lines) if all(right <= a or b <= left for a, b in taken))
+        level = next(free, len(lines))
+        if level == len(lines):
+            lines.append([])
+        lines[level].append((left, right))
+        found.append(level)
+    return found
 
 
 def _merged(marks: Sequence[Mark]) -> list[Mark]:

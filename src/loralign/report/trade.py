@@ -77,17 +77,18 @@ def trade_chart(points: Sequence[TradePoint], across: Axis, up: Axis, *, key: st
             hoverinfo="text",
         )
     style(figure, height=420)
-    figure.update_xaxes(title=label(across.title, 60), **({} if not across.higher else {"autorange": "reversed"}))
+    figure.update_xaxes(title=label(across.title, 60))
     figure.update_yaxes(title=label(up.title, 60), **({} if up.higher else {"autorange": "reversed"}))
     rows = tuple(
         (point.name, _text(point.across), _text(point.up), "yes" if index in edge else "no")
         for index, point in enumerate(points)
     )
+    better = "right" if across.higher else "left"
     return Chart(
         key=key,
         title=f"{up.title} against {across.title}",
-        note="Better is up and to the left. The dashed line joins what no other arm beats in both; crosses are 95 % "
-        f"intervals, and a front through overlapping ones is not settled. {note}".strip(),
+        note=f"Better is up and to the {better}. The dashed line joins what no other arm beats in both; crosses are "
+        f"95 % intervals, and a front through overlapping ones is not settled. {note}".strip(),
         figure=figure,
         table=Table(("arm", across.title, up.title, "on the front"), rows),
     )

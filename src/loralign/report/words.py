@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from loralign.report.alignment_records import Run
 from loralign.report.diagnosis import angle, diagnosis_sentences, known, mean
 from loralign.report.format import ABSENT, count, listing, percent, significant, whole_percent
-from loralign.report.records import Measurement, Metric, Run, ScoreSet, accuracy
+from loralign.report.guard_words import drift_amount, held_by, refusals_told
+from loralign.report.intervals import percent_interval, settled
+from loralign.report.records import Measurement, Metric, ScoreSet, accuracy
 
 DRIFT = "kl_policy_reference"
 """The drift that summaries show: KL(policy ‖ reference), in nats per token."""
@@ -72,24 +75,6 @@ class SummaryRow:
         )
 
 
-def percent_interval(metric: Metric | None) -> str:
-    """Return a share with its interval, ``65.6 % [58.1, 72.4]``."""
-    if metric is None or metric.value is None:
-        return ABSENT
-    if metric.low is None or metric.high is None:
-        return percent(metric.value)
-    return f"{percent(metric.value)} [{significant(100 * metric.low)}, {significant(100 * metric.high)}]"
-
-
-def interval(metric: Metric | None) -> str:
-    """Return a score with its interval, ``0.210 [0.150, 0.280]``."""
-    if metric is None or metric.value is None:
-        return ABSENT
-    if metric.low is None or metric.high is None:
-        return significant(metric.value)
-    return f"{significant(metric.value)} [{significant(metric.low)}, {significant(metric.high)}]"
-
-
 def method(run: Run) -> str:
     """Return the weighting's name as the literature has it."""
     return _METHODS.get(run.weighting.lower(), run.weighting)
@@ -132,17 +117,6 @@ def _metrics(scores: ScoreSet | None, name: str | None) -> dict[str, Metric]:
     return scores.overall if name is None else scores.objectives.get(name, {})
 
 
-def settled(before: Metric | None, after: Metric | None, difference: Metric | None = None) -> bool:
-    """Say whether two scores differ beyond the bootstrap, see :class:`SummaryRow`."""
-    if difference and difference.low is not None and difference.high is not None:
-        return difference.low > 0 or difference.high < 0
-    if before is None or after is None:
-        return False
-    if before.low is None or before.high is None or after.low is None or after.high is None:
-        return False
-    return after.low > before.high or after.high < before.low
-
-
 def headline(run: Run) -> str:
     """Return the result in one or two plain sentences: the run's own headline, or one made from its scores."""
     if run.stated_headline:
@@ -161,6 +135,9 @@ def headline(run: Run) -> str:
     if tail:
         text = " and ".join(tail)
         sentences.append(f"{text[0].upper()}{text[1:]}.")
+    if run.guarded and (amount := drift_amount(run.guarded)):
+        told = f"On what had to survive, {held_by(run.guarded)}, it drifted {amount}"
+        sentences.append(f"{told}.{refusals_told(run.guarded)}")
     return " ".join(sentences)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from trl import SFTConfig
 
 from loralign.errors import ConfigError
-from loralign.runs.options import COMMON_DEFAULTS, GuardedArguments, check_budget
+from loralign.runs.options import COMMON_DEFAULTS, GuardedArguments, check_budget, check_least
 from loralign.runs.settings import Settings, changed_fields, plain_fields
 from loralign.training import GuardConfig
 from loralign.training.options import option
@@ -34,15 +34,8 @@ class AdaptArguments(GuardedArguments):
     samples: int = option(6, "Prompts answered before and after, for the report.")
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("validation_samples", 1),
-            ("fisher_samples", 2),
-            ("fisher_tokens", 0),
-            ("judged_prompts", 0),
-            ("samples", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{getattr(self, name)} is too small", place=name, fix=f"use at least {least}")
+        super().__post_init__()
+        check_least(self, validation_samples=1, samples=0)
 
 
 ADAPT_DEFAULTS: dict[str, Any] = {

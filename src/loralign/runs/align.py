@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,21 @@ from loralign.evaluation import (
     score_pairs,
     tokenise_pairs,
 )
+from loralign.evaluation.parquet import write_columns
 from loralign.files import write_json, write_text
 from loralign.models import portable_base_name
 from loralign.report import Run, headline, load_run, render_report
 from loralign.runs.card import model_card
 from loralign.runs.environment import describe_environment
-from loralign.runs.guarding import describe_subspace, keep_subspace
+from loralign.runs.guarding import describe_subspace, judged_rows, keep_subspace, probe_facts
+from loralign.runs.kept_scores import SAMPLE_SCORES, KeptScores, sample_table, score_kept
 from loralign.runs.output import ADAPTER, RUN_FILE, SUBSPACE, check_inputs, check_output, clear, save_adapter
 from loralign.runs.prepare import Prepared, prepare
 from loralign.runs.progress import RunProgress
 from loralign.runs.recipe import Recipe
 from loralign.training import last_whole_checkpoint
+
+SCORES = "scores.json"
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class AlignResult:
         report: the HTML page, or ``None`` on a process that writes nothing.
         run: what the page was made from.
         scores: scores after training, where there was validation data.
+        kept: drift and refusals, where there was a guard.
     """
 
     directory: Path
@@ -49,6 +54,7 @@ class AlignResult:
     report: Path | None
     run: Run | None
     scores: Scores | None
+    kept: KeptScores | None = None
 
 
 def run_alignment(recipe: Recipe) -> AlignResult:
@@ -78,14 +84,14 @@ def run_alignment(recipe: Recipe) -> AlignResult:
     trainer.accelerator.wait_for_everyone()
     if not writes:
         return AlignResult(directory, directory / ADAPTER, None, None, None)
-    scores = _score(recipe, prepared, directory)
+    scores, kept = _score(recipe, prepared, directory)
     write_json(directory / RUN_FILE, _description(recipe, prepared, started, "finished"))
     _save_adapter(prepared, directory / ADAPTER)
     run = load_run(directory)
     write_text(directory / ADAPTER / "README.md", model_card(run, portable_base_name(prepared.loaded.source.name)))
     report = directory / "report.html"
     render_report(run, report)
-    return AlignResult(directory, directory / ADAPTER, report, run, scores)
+    return AlignResult(directory, directory / ADAPTER, report, run, scores, kept)
 
 
 def describe(result: AlignResult) -> str:
@@ -93,11 +99,14 @@ def describe(result: AlignResult) -> str:
     return headline(result.run) if result.run is not None else ""
 
 
-def _score(recipe: Recipe, prepared: Prepared, directory: Path) -> Scores | None:
-    if prepared.validation is None:
-        return None
+def _score(recipe: Recipe, prepared: Prepared, directory: Path) -> tuple[Scores | None, KeptScores | None]:
     model, tokenizer = prepared.trainer.model, prepared.loaded.tokenizer
     model.eval()
+    kept = _score_kept(recipe, prepared, directory)
+    if prepared.validation is None:
+        if kept is not None:
+            write_json(directory / SCORES, {"version": 1, **asdict(kept)})
+        return None, kept
     reference = "ref" if "ref" in model.peft_config else "base"
     pairs = score_pairs(
         model,
@@ -105,25 +114,42 @@ def _score(recipe: Recipe, prepared: Prepared, directory: Path) -> Scores | None
         reference=reference,
         batch_tokens=recipe.run.validation_batch_tokens,
     )
-    after = write_scores(pairs, directory, beta=recipe.training.beta)
+    after = write_scores(pairs, directory, beta=recipe.training.beta, kept=kept)
     if recipe.run.samples:
         write_json(directory / "samples.json", _samples(recipe, prepared, model, tokenizer))
-    return after
+    return after, kept
 
 
-def write_scores(pairs: PairScores, directory: Path, *, beta: float) -> Scores:
+def _score_kept(recipe: Recipe, prepared: Prepared, directory: Path) -> KeptScores | None:
+    """Score what the guard held, against the base: a guard begins with an adapter that changes nothing."""
+    if prepared.guard is None or prepared.must_survive is None:
+        return None
+    kept, rows = score_kept(
+        prepared.trainer.accelerator.unwrap_model(prepared.trainer.model),
+        prepared.loaded,
+        list(prepared.guard.data.probe),
+        judged_rows(prepared.must_survive, recipe.run),
+        prepared.subspace,
+        recipe.guard.probe_tokens or None,
+    )
+    write_columns(directory / SAMPLE_SCORES, sample_table(rows))
+    return kept
+
+
+def write_scores(pairs: PairScores, directory: Path, *, beta: float, kept: KeptScores | None = None) -> Scores:
     """Write ``scores.json`` and the per-pair values behind it; returns the scores of the policy."""
     after = preference_scores(pairs, beta=beta)
     before = preference_scores(pairs.of_reference(), beta=beta)
     difference = compare_scores(pairs.of_reference(), pairs, beta=beta)
     write_json(
-        directory / "scores.json",
+        directory / SCORES,
         {
             "version": 1,
             "before": before.to_json(),
             "after": after.to_json(),
             "reference": before.to_json(),
             "difference": difference.to_json(),
+            **({} if kept is None else asdict(kept)),
         },
     )
     pairs.save(directory / "pair_scores.safetensors")
@@ -160,6 +186,8 @@ def _description(recipe: Recipe, prepared: Prepared, started: float, status: str
     data: dict[str, Any] = {"train": _data(prepared.train)}
     if prepared.validation is not None:
         data["validation"] = _data(prepared.validation)
+    if prepared.guard is not None:
+        data |= probe_facts(prepared.guard, prepared.shared)
     if prepared.lengths is not None:
         data["lengths"] = prepared.lengths.as_dict()
     return {

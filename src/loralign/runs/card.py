@@ -8,6 +8,7 @@ import yaml
 from jinja2 import Environment
 
 from loralign.report import SUMMARY_HEADINGS, Run, explain_geometry, headline, summary_rows
+from loralign.report.guard_words import guard_sentences
 
 _TEMPLATE = """---
 {{ metadata }}---
@@ -23,6 +24,13 @@ _TEMPLATE = """---
 {% for sentence in geometry -%}
 - {{ sentence }}
 {% endfor %}
+{% if held -%}
+## What was held
+
+{% for sentence in held -%}
+- {{ sentence }}
+{% endfor %}
+{% endif -%}
 ## Training
 
 Objectives and target weights: {{ targets }}. Weighting: {{ weighting }}.
@@ -56,6 +64,7 @@ def model_card(run: Run, base: str) -> str:
         headline=headline(run),
         table="\n".join(f"| {' | '.join(line)} |" for line in lines),
         geometry=explain_geometry(run),
+        held=guard_sentences(run.guarded) if run.guarded else [],
         targets=", ".join(f"{name} {weight:g}" for name, weight in run.targets.items()),
         weighting=run.weighting,
         parts=parts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from datasets import concatenate_datasets
 from torch import nn
 
-from loralign.data import load_alignment_data, load_task, tokenise_completions
+from loralign.data import load_alignment_data, load_task, overlap, tokenise_completions
 from loralign.data.completions import Completion
 from loralign.errors import DataError
 from loralign.evaluation import PhraseJudge, generate_answers
@@ -20,6 +21,8 @@ from loralign.models import LoadedModel
 from loralign.runs.options import GuardedArguments
 from loralign.runs.output import SUBSPACE
 from loralign.training import GuardCallback, GuardConfig, GuardData
+
+logger = logging.getLogger(__name__)
 
 AUTO = "auto"
 CHECKPOINT_EVERY = 4
@@ -182,6 +185,38 @@ def _refusal_rate(rows: Any, loaded: LoadedModel) -> Callable[[nn.Module], float
         return sum(refused) / max(1, len(refused))
 
     return rate
+
+
+def shared_prompts(must_survive: MustSurvive, guard: GuardCallback, train: Any) -> int:
+    """How many of the probe's prompts are in the training data, which a warning then says.
+
+    Args:
+        must_survive: whose part is the probe.
+        guard: that measures on it.
+        train: rows of the training data.
+    """
+    shared = overlap(balanced(must_survive.probe, guard.config.probe_samples), train)
+    if shared:
+        logger.warning(
+            "%d of the probe's %d prompts are in the training data: drift will look too small",
+            shared,
+            len(guard.data.probe),
+        )
+    return shared
+
+
+def probe_facts(guard: GuardCallback, shared: int) -> dict[str, int]:
+    """A probe as plain values: its prompts, the tokens that count, and ``shared`` of :func:`shared_prompts`."""
+    return {
+        "probe": len(guard.data.probe),
+        "probe_tokens": guard.config.probe_tokens,
+        "probe_prompts_in_training": shared,
+    }
+
+
+def judged_rows(must_survive: MustSurvive, run: GuardedArguments) -> Any:
+    """The probe's rows whose prompts are answered and judged, or ``None`` where none are."""
+    return balanced(must_survive.probe, run.judged_prompts) if run.judged_prompts else None
 
 
 def keep_subspace(subspace: AlignmentSubspace | None, guard: str, directory: Path) -> None:

@@ -50,6 +50,25 @@ class GuardedArguments(RunArguments):
     )
     fisher_samples: int = option(96, "Samples that guard auto estimates the subspace from.")
     fisher_tokens: int = option(OPENING, "First response tokens that guard auto estimates it on; 0 is all of them.")
+    judged_prompts: int = option(0, "Probe prompts answered and judged before and after; 0 is off.")
+
+    def __post_init__(self) -> None:
+        check_least(self, fisher_samples=2, fisher_tokens=0, judged_prompts=0)
+
+
+def check_least(arguments: RunArguments, **least: int) -> None:
+    """Make sure that counts are not too small.
+
+    Args:
+        arguments: of a command.
+        **least: the smallest value of each count, by name.
+
+    Raises:
+        ConfigError: one is smaller.
+    """
+    for name, smallest in least.items():
+        if getattr(arguments, name) < smallest:
+            raise ConfigError(f"{getattr(arguments, name)} is too small", place=name, fix=f"use at least {smallest}")
 
 
 def check_budget(run: GuardedArguments, guard: GuardConfig) -> None:

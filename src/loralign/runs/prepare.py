@@ -15,23 +15,36 @@ from loralign.errors import ConfigError
 from loralign.guard import AlignmentSubspace
 from loralign.models import LoadedModel, load_adapter, load_model, resolve_model, weights_location
 from loralign.runs.environment import onto_device
-from loralign.runs.guarding import NONE, load_must_survive, make_guard
+from loralign.runs.guarding import NONE, MustSurvive, load_must_survive, make_guard, shared_prompts
 from loralign.runs.options import RunArguments
 from loralign.runs.recipe import Recipe
-from loralign.training import MultiObjectiveDPOTrainer
+from loralign.training import GuardCallback, MultiObjectiveDPOTrainer
 from loralign.training.trainer import check_losses
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that a run trains and scores with."""
+    """Everything that a run trains and scores with.
+
+    Attributes:
+        guard: what holds the base's alignment meanwhile, with its probe; ``None`` where nothing does.
+        must_survive: what it was made from.
+        shared: prompts of the probe that are in the training data too.
+    """
 
     loaded: LoadedModel
     train: Preferences
     validation: Preferences | None
     lengths: LengthReport | None
     trainer: MultiObjectiveDPOTrainer
-    subspace: AlignmentSubspace | None = None
+    guard: GuardCallback | None = None
+    must_survive: MustSurvive | None = None
+    shared: int = 0
+
+    @property
+    def subspace(self) -> AlignmentSubspace | None:
+        """What the guard holds; ``None`` without one."""
+        return None if self.guard is None else self.guard.subspace
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -60,7 +73,7 @@ def prepare(recipe: Recipe) -> Prepared:
         train, lengths = limit_length(train, loaded.tokenizer, **limits)
         if validation is not None:
             validation, _ = limit_length(validation, loaded.tokenizer, **limits)
-    guard = None
+    guard, shared = None, 0
     if must_survive is not None:
         onto_device(loaded)
         guard = make_guard(
@@ -72,11 +85,12 @@ def prepare(recipe: Recipe) -> Prepared:
             seed=recipe.training.seed,
             max_length=recipe.training.max_length,
         )
+        shared = shared_prompts(must_survive, guard, train.dataset)
     trainer = make_trainer(recipe, loaded, train)
     if guard is not None:
         guard.check(trainer.model)
         guard.install(trainer)
-    return Prepared(loaded, train, validation, lengths, trainer, None if guard is None else guard.subspace)
+    return Prepared(loaded, train, validation, lengths, trainer, guard, must_survive, shared)
 
 
 def make_trainer(recipe: Recipe, loaded: LoadedModel, train: Preferences) -> MultiObjectiveDPOTrainer:

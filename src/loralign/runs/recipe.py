@@ -99,8 +99,14 @@ def parse_recipe(arguments: Sequence[str]) -> Recipe:
     """Read a command line, and the YAML file it may name with ``--config``.
 
     Raises:
-        ConfigError: as :meth:`~loralign.runs.settings.Settings.parse`; a budget without a guard.
+        ConfigError: as :meth:`~loralign.runs.settings.Settings.parse`; a budget or judged prompts without a guard.
     """
     run, geometry, guard, training = ALIGN.parse(arguments)
     check_budget(run, guard)
+    if run.guard == "none" and run.judged_prompts:
+        raise ConfigError(
+            "only a guarded run has a probe to judge answers to",
+            place="judged_prompts",
+            fix="pass --guard auto or a subspace; with --guard_mode measure it holds nothing",
+        )
     return Recipe(run, geometry, guard, training, ("loralign", "align", *arguments))

@@ -15,9 +15,9 @@ from loralign.guard.layer_subspace import Projection
 from loralign.guard.repair_search import check_budget
 from loralign.models import LoadedModel, load_adapter, load_model, portable_base_name
 from loralign.models.dtype import DtypeName
-from loralign.runs.adapt_scores import judge_answers
 from loralign.runs.environment import onto_device
 from loralign.runs.guarding import balanced, load_probe, load_tasks, tokenised
+from loralign.runs.kept_scores import judge_answers
 from loralign.runs.opening import open_base
 from loralign.runs.output import save_adapter
 

@@ -16,8 +16,9 @@ from loralign.guard import AlignmentSubspace, estimate_fisher
 from loralign.guard.fisher_options import OPENING, FisherOptions
 from loralign.models import LoadedModel, load_start
 from loralign.models.dtype import DtypeName
+from loralign.runs.drawing import Draw, draw_samples
 from loralign.runs.environment import onto_device
-from loralign.runs.guarding import CHECKPOINT_EVERY, balanced, check_refusals, tokenised
+from loralign.runs.guarding import CHECKPOINT_EVERY, check_refusals, tokenised
 
 
 def estimate_subspace(
@@ -26,6 +27,7 @@ def estimate_subspace(
     *,
     data: Sequence[str] = ("builtin",),
     samples: int = 96,
+    draw: Draw = "first",
     target_modules: Sequence[str] = ("all-linear",),
     max_length: int = 256,
     response_tokens: int = OPENING,
@@ -33,6 +35,7 @@ def estimate_subspace(
     dtype: DtypeName = "auto",
     load_in_4bit: bool = False,
     revision: str | None = None,
+    seed: int = 0,
     **options: Any,
 ) -> AlignmentSubspace:
     """Estimate a model's alignment subspace and write it; a run that was interrupted goes on where it stopped.
@@ -42,6 +45,7 @@ def estimate_subspace(
         output: the subspace's directory; must not exist.
         data: prompts with the responses that must survive; with ``generate``, prompts alone are enough.
         samples: of the data, spread over labels and categories.
+        draw: which of them.
         target_modules: layers, as for LoRA.
         max_length: of a sample, in tokens.
         response_tokens: first tokens of a response that count; 0 is all of them.
@@ -50,6 +54,7 @@ def estimate_subspace(
         dtype: of the base weights.
         load_in_4bit: quantise the base.
         revision: of a hub model.
+        seed: of what is drawn at random, and of halves and sketches.
         **options: of :func:`loralign.guard.estimate_fisher`.
 
     Raises:
@@ -59,11 +64,11 @@ def estimate_subspace(
         raise OutputError("exists", place=str(output), fix="choose another place with --output")
     rows = load_alignment_prompts(list(data)) if generate else load_alignment_data(list(data), split="train")
     check_refusals(rows, data)
-    rows = balanced(rows, samples)
+    rows = draw_samples(rows, samples, draw, seed)
     if response_tokens < 0:
         raise ConfigError(f"{response_tokens} is negative", place="--response-tokens", fix="use 0 for whole responses")
     options["response_tokens"] = response_tokens or None
-    FisherOptions(max_length=max_length, **options)
+    FisherOptions(max_length=max_length, seed=seed, **options)
     loaded = onto_device(load_start(model, dtype=dtype, load_in_4bit=load_in_4bit, revision=revision))
     if generate:
         rows = own_responses(loaded, rows)
@@ -76,6 +81,7 @@ def estimate_subspace(
         target_modules="all-linear" if modules == ["all-linear"] else modules,
         checkpoint=output.with_name(f"{output.name}.partial"),
         checkpoint_every=CHECKPOINT_EVERY,
+        seed=seed,
         **options,
     )
     subspace.save(output)

@@ -13,10 +13,23 @@ import pyarrow.parquet as pq
 import pytest
 
 from loralign.errors import StateError
+from loralign.report.records import Metric
+from loralign.report.runs.formats import render_markdown
 from loralign.report.runs.reading import read_runs
-from loralign.report.runs.records import DRIFT_REDUCTION, KL, OVER_REFUSAL, REFUSAL, TASK_LOSS, TOXICITY, Ground
+from loralign.report.runs.records import (
+    DRIFT_REDUCTION,
+    HELD_BACK,
+    KL,
+    OVER_REFUSAL,
+    OWN_PROBE,
+    REFUSAL,
+    TASK_LOSS,
+    TOXICITY,
+    Ground,
+)
 from loralign.report.runs.story import load_story
 from tests.report.adaptation_runs import estimate, share, write_json
+from tests.report.guarded_runs import write_guarded
 from tests.report.runs.many import FINGERPRINT, write_check, write_repair, write_tasks
 
 
@@ -70,6 +83,27 @@ def test_an_adaptation_gives_the_change_of_its_own_scores(many: Path) -> None:
     assert lost is not None
     assert lost.value == pytest.approx(0.55 - 0.99)
     assert not scores[REFUSAL].paired
+
+
+def test_a_guarded_alignment_drifts_on_its_own_probe_as_an_adaptation_does(tmp_path: Path) -> None:
+    start, aligned = read_runs([write_guarded(tmp_path / "aligned")])
+    drifts = {score.ground: score for score in aligned.scores if score.quantity == KL}
+    assert list(drifts) == [OWN_PROBE, HELD_BACK]
+    assert drifts[OWN_PROBE].metric == drifts[OWN_PROBE].change == Metric(0.0431, 0.0371, 0.0491)
+    assert [score.metric.value for score in start.scores if score.quantity == KL] == [0.0, 0.0]
+    assert {score.quantity for score in aligned.scores} >= {REFUSAL, OVER_REFUSAL}
+    assert aligned.role == "aligned, geo weighting, guarded by penalties"
+    assert {curve.key for curve in aligned.curves} >= {"preference-loss", "drift", "refusals"}
+    assert [one.key for one in aligned.layer_maps] == ["attenuation", "energy"]
+    assert {one.category for one in start.categories} == {one.category for one in aligned.categories} != set()
+    assert "KL drift (nats per token) on own probe" in render_markdown(load_story([tmp_path]))
+
+
+def test_a_guarded_alignment_without_scored_drift_is_read(tmp_path: Path) -> None:
+    directory = write_guarded(tmp_path / "aligned")
+    write_json(directory, "scores.json", {"version": 1})
+    start, aligned = read_runs([directory])
+    assert start.scores == aligned.scores == ()
 
 
 def test_a_repair_says_what_it_took_back(many: Path) -> None:

@@ -27,13 +27,6 @@ def difference(after: Metric | None, before: Metric | None) -> Metric | None:
     return Metric(value, value - down, value + up)
 
 
-def turned(metric: Metric | None) -> Metric | None:
-    """Return the score of the opposite direction."""
-    if metric is None:
-        return None
-    return Metric(*(None if value is None else -value for value in (metric.value, metric.high, metric.low)))
-
-
 def beyond_zero(metric: Metric) -> bool | None:
     """Say whether an interval leaves zero out; ``None`` without an interval."""
     if metric.low is None or metric.high is None:

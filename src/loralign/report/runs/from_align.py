@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from loralign.report.alignment_records import Run
 from loralign.report.data import load_run
-from loralign.report.records import Metric, Run, ScoreSet, accuracy
+from loralign.report.records import Metric, ScoreSet, accuracy
 from loralign.report.runs.differences import difference
+from loralign.report.runs.from_guard import (
+    by_category,
+    energy_maps,
+    guard_curves,
+    guard_role,
+    kept_scores,
+    start_scores,
+)
 from loralign.report.runs.records import HELD_BACK, KL, PREFERENCE, Curve, LayerMap, Part, Quantity, Score
 from loralign.report.runs.subjects import subject
 from loralign.report.words import DRIFT
@@ -22,16 +31,26 @@ def read_align(directory: Path) -> list[Part]:
     """
     run = load_run(directory)
     base = (subject(run.model),)
+    guarded = run.guarded
+    kept = guarded.scores if guarded else None
+    role = f"aligned, {run.weighting} weighting"
     return [
-        Part(subjects=base, role="start", scores=_scores(run, "before")),
+        Part(
+            subjects=base,
+            role="start",
+            # The probe first: of two drifts it is the one that other runs have too.
+            scores=(start_scores(guarded) if guarded and kept else ()) + _scores(run, "before"),
+            categories=by_category(kept.safety_before if kept else None),
+        ),
         Part(
             subjects=(subject(str(directory / "adapter")), subject(str(directory))),
             name=run.name,
-            role=f"aligned, {run.weighting} weighting",
+            role=", ".join(filter(None, (role, guard_role(guarded) if guarded else ""))),
             reference=base,
-            scores=_scores(run, "after", "before"),
-            curves=_curves(run),
-            layer_maps=_layer_maps(run),
+            scores=(kept_scores(guarded) if guarded else ()) + _scores(run, "after", "before"),
+            categories=by_category(kept.safety_after if kept else None),
+            curves=_curves(run) + (guard_curves(guarded) if guarded else ()),
+            layer_maps=_layer_maps(run) + (energy_maps(guarded) if guarded else ()),
             samples=run.samples,
             config=run.config,
             data=run.data,

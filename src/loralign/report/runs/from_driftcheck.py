@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from loralign.report.coerce import clean_text, mapping, number, sequence, strings
+from loralign.report.intervals import turned
 from loralign.report.reading import read_metric
 from loralign.report.records import Metric
 from loralign.report.runs.answers import read_answers
-from loralign.report.runs.differences import turned
 from loralign.report.runs.files import read_object
 from loralign.report.runs.records import (
     DRIFT_REDUCTION,

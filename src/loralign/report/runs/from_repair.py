@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from loralign.errors import StateError
-from loralign.report.adaptation import read_safety
-from loralign.report.adaptation_records import Safety
 from loralign.report.coerce import clean_text, mapping, number, sequence, strings
+from loralign.report.guard_reading import read_safety
+from loralign.report.guard_records import Safety
 from loralign.report.reading import read_metric
 from loralign.report.records import Metric
 from loralign.report.runs.differences import difference
 from loralign.report.runs.files import read_object
-from loralign.report.runs.from_adapt import by_category, refusals
+from loralign.report.runs.from_guard import by_category, refusals
 from loralign.report.runs.records import (
     DRIFT_REDUCTION,
     HELD_BACK,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loralign.report.format import listing
+from loralign.report.intervals import interval, percent_interval, turned
 from loralign.report.records import Metric
 from loralign.report.runs.combining import Arm
-from loralign.report.runs.differences import beyond_zero, turned
+from loralign.report.runs.differences import beyond_zero
 from loralign.report.runs.records import DRIFT_REDUCTION, KL, REFUSAL, Score
 from loralign.report.runs.tables import change_text, score_text
-from loralign.report.words import interval, percent_interval
 
 MOST_TOLD = 4
 """Models told of at most."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from loralign.report.format import significant
+from loralign.report.intervals import turned
 from loralign.report.records import Metric
 from loralign.report.runs.combining import Arm
-from loralign.report.runs.differences import turned
 from loralign.report.runs.records import KL, REFUSAL, Ground, Quantity
 from loralign.report.runs.tables import Column, columns, heading, value_text
 from loralign.report.theme import Chart, Table, colour, label, style, symbol

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from loralign.report.format import ABSENT, count, significant
+from loralign.report.intervals import interval, percent_interval
 from loralign.report.records import Metric
 from loralign.report.runs.combining import Arm
 from loralign.report.runs.records import Category, Ground, Quantity, Score
 from loralign.report.theme import Table
-from loralign.report.words import interval, percent_interval
 
 Column = tuple[Quantity, Ground]
 

@@ -1,14 +1,14 @@
-"""Charts of an adaptation's two ends: refusals before and after, and the subspace over the layers."""
+"""Charts of a guarded run's two ends: refusals before and after, and the subspace over the layers."""
 
 from __future__ import annotations
 
-from loralign.report.adaptation_records import Adaptation, Safety
 from loralign.report.dots import MOMENTS, DotRow, dot_plot
 from loralign.report.format import count, significant
+from loralign.report.guard_records import GuardedRun, Safety
+from loralign.report.intervals import percent_interval
 from loralign.report.layer_maps import colour_bar, layer_grid, layer_panels, loose_layers
 from loralign.report.records import Metric
 from loralign.report.theme import SEQUENTIAL, Chart, Table
-from loralign.report.words import percent_interval
 
 _MAPS = {
     "energy": (
@@ -24,7 +24,7 @@ _MAPS = {
 }
 
 
-def safety_chart(run: Adaptation) -> Chart | None:
+def safety_chart(run: GuardedRun) -> Chart | None:
     """Return the dot plot of refusals, over all and by category, or ``None`` where no answers were judged."""
     if run.scores is None:
         return None
@@ -70,7 +70,7 @@ def _known(metrics: dict[str, Metric | None]) -> dict[str, Metric]:
     return {moment: metric for moment, metric in metrics.items() if metric is not None and metric.value is not None}
 
 
-def subspace_charts(run: Adaptation) -> list[Chart]:
+def subspace_charts(run: GuardedRun) -> list[Chart]:
     """Return the maps of the subspace's energy and rank over module kinds and depth."""
     if run.subspace is None:
         return []

@@ -1,0 +1,214 @@
+"""What budgets and fixed weights found, budget by budget: tables, a chart and a sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loralign.errors import ConfigError
+from loralign.evaluation.bootstrap import Estimate
+from loralign.experiments.experiment import ArmResult
+from loralign.experiments.finding import (
+    ArmScore,
+    Finding,
+    arm_scores,
+    difference_to,
+    estimate_text,
+    failure_notes,
+    score_columns,
+    score_table,
+)
+from loralign.experiments.outcomes import LEGEND, measure
+from loralign.experiments.selection import Known, Limit, best_within, estimates
+from loralign.report.experiment import ExperimentPage
+from loralign.report.families import Family, families_chart
+from loralign.report.theme import Chart, Table
+from loralign.report.trade import Axis, TradePoint
+
+_DRIFT, _GAIN = "drift", "task_gain"
+
+
+@dataclass(frozen=True)
+class BudgetRow:
+    """One budget.
+
+    Attributes:
+        budget: in nats per token.
+        drift: that the controller attained.
+        gain: of the task.
+        met: ``yes`` where every seed kept to the budget, ``on average`` where only their mean did, or ``no``.
+        best: the fixed arm with the largest gain among those whose drift keeps to the budget.
+        best_drift: of that.
+        best_gain: of that.
+        difference: in gain, the controller's minus that of the best fixed arm, paired.
+    """
+
+    budget: float
+    drift: Estimate
+    gain: Estimate
+    met: str
+    best: str | None = None
+    best_drift: Estimate | None = None
+    best_gain: Estimate | None = None
+    difference: Estimate | None = None
+
+
+def against_sweep(held: Sequence[ArmResult], fixed: Sequence[ArmResult]) -> Finding:
+    """Budget by budget, what the controller attained and the best fixed weights that keep to it, with a chart.
+
+    An arm with a failed seed is left out of the comparison and named in the remarks.
+
+    Args:
+        held: arms with a budget.
+        fixed: arms without, of one common factor of the weights each.
+
+    Raises:
+        ConfigError: no arm of a budget has finished.
+    """
+    results = [*held, *fixed]
+    scores = arm_scores([one for one in results if one.outcomes and not one.failures])
+    known = estimates(scores)
+    rows = budget_rows(held, fixed, scores)
+    if not rows:
+        reasons = "; ".join(failure_notes(results)) or "there are none"
+        raise ConfigError(
+            f"no arm with a budget has finished: {reasons}", place="controller", fix="mend that and repeat with --retry"
+        )
+    page = ExperimentPage(
+        title="controller",
+        headline=_headline(rows, len(fixed)),
+        facts=_facts(held, fixed),
+        tables=[("Budget by budget", _table(rows, len(fixed))), ("All arms", score_table(scores))],
+        charts=[_chart(held, fixed, known, [row.budget for row in rows])],
+        notes=[*failure_notes(results), *_remarks(results, len(fixed)), LEGEND],
+    )
+    return Finding(page, _columns(scores, results))
+
+
+def budget_rows(held: Sequence[ArmResult], fixed: Sequence[ArmResult], scores: Sequence[ArmScore]) -> list[BudgetRow]:
+    """What the controller attained at every budget, and the best fixed arm that keeps to it.
+
+    Args:
+        held: arms with a budget.
+        fixed: arms without.
+        scores: of those of them that are to count.
+    """
+    known = estimates(scores)
+    highest = {one.arm: one.highest for one in scores if one.measure == _DRIFT}
+    return [_row(one, fixed, known, highest[one.arm.name]) for one in held if one.arm.name in known]
+
+
+def _row(held: ArmResult, fixed: Sequence[ArmResult], known: Known, highest: float) -> BudgetRow:
+    budget = float(held.arm.overrides["drift_budget"])
+    drift, gain = known[held.arm.name][_DRIFT], known[held.arm.name][_GAIN]
+    met = "yes" if highest <= budget else "on average" if drift.value <= budget else "no"
+    candidates = {one.arm.name: known[one.arm.name] for one in fixed if one.arm.name in known}
+    best = best_within(candidates, [Limit(_DRIFT, budget)], _GAIN)
+    if best is None:
+        return BudgetRow(budget, drift, gain, met)
+    difference = difference_to([held, *fixed], best, _GAIN).get(held.arm.name)
+    return BudgetRow(budget, drift, gain, met, best, candidates[best][_DRIFT], candidates[best][_GAIN], difference)
+
+
+def _table(rows: Sequence[BudgetRow], runs: int) -> Table:
+    headings = (
+        *("budget", "drift attained", "met", "task gain", "best fixed λ", "its drift", "its task gain"),
+        *("gain, controller − fixed", "runs, controller", "runs, sweep"),
+    )
+    return Table(headings, tuple(_cells(row, runs) for row in rows))
+
+
+def _cells(row: BudgetRow, runs: int) -> tuple[str, ...]:
+    return (
+        f"{row.budget:g}",
+        estimate_text(row.drift),
+        row.met,
+        estimate_text(row.gain),
+        row.best or "none keeps to it",
+        _text(row.best_drift),
+        _text(row.best_gain),
+        _text(row.difference, sign=True),
+        "1",
+        str(runs),
+    )
+
+
+def _text(found: Estimate | None, *, sign: bool = False) -> str:
+    return "" if found is None else estimate_text(found, sign=sign)
+
+
+def _headline(rows: Sequence[BudgetRow], runs: int) -> str:
+    """How many budgets either met, and what the controller gained more or less where both did."""
+    met = sum(row.met != "no" for row in rows)
+    found = sum(row.best is not None for row in rows)
+    both = [row.difference for row in rows if row.met != "no" and row.difference is not None]
+    more, less = sum(one.low > 0 for one in both), sum(one.high < 0 for one in both)
+    text = (
+        f"The controller met {met} of {len(rows)} budgets with one run each; the best of {runs} fixed weights met "
+        f"{found}."
+    )
+    if not both:
+        return f"{text} There is no budget that both met."
+    return (
+        f"{text} Of the {len(both)} that both met, the controller's task gain is higher in {more}, lower in {less}, "
+        f"and not told apart in {len(both) - more - less}."
+    )
+
+
+def _facts(held: Sequence[ArmResult], fixed: Sequence[ArmResult]) -> list[tuple[str, str]]:
+    seeds = sorted({cell.seed for one in [*held, *fixed] for cell in one.cells})
+    return [
+        ("Budgets", str(len(held))),
+        ("Fixed weights", str(len(fixed))),
+        ("Seeds", ", ".join(map(str, seeds)) or "none"),
+        ("Time under a budget", _minutes(held)),
+        ("Time of the sweep", _minutes(fixed)),
+    ]
+
+
+def _minutes(results: Sequence[ArmResult]) -> str:
+    return f"{sum(cell.seconds for one in results for cell in one.cells) / 60:.0f} min"
+
+
+def _chart(held: Sequence[ArmResult], fixed: Sequence[ArmResult], known: Known, budgets: Sequence[float]) -> Chart:
+    across, up = (Axis(one.title, one.higher) for one in (measure(_DRIFT), measure(_GAIN)))
+    families = [
+        Family("controller", _points(held, known)),
+        Family("fixed λ", _points(fixed, known)),
+    ]
+    note = "Dotted lines are the budgets: a point of the controller belongs left of its own, and close to it."
+    return families_chart(families, across, up, key="controller", marks=budgets, note=note)
+
+
+def _points(results: Sequence[ArmResult], known: Known) -> list[TradePoint]:
+    found = [(one.arm.name, known[one.arm.name]) for one in results if one.arm.name in known]
+    return [TradePoint(name, _ends(values[_DRIFT]), _ends(values[_GAIN])) for name, values in found]
+
+
+def _ends(found: Estimate) -> tuple[float, float, float]:
+    return found.value, found.low, found.high
+
+
+def _remarks(results: Sequence[ArmResult], runs: int) -> list[str]:
+    found = [
+        f"Runs are for each seed. A budget known beforehand takes one; the sweep's {runs} serve every budget, and say "
+        "which weights keep to one only when they have all ended.",
+        "A budget is met on average where the mean over seeds keeps to it but some seed does not. The best fixed λ "
+        "is chosen by its measured drift and gain, so it is flattered.",
+        "Drift is measured on the probe that the controller steers by.",
+    ]
+    if max((len(one.outcomes) for one in results), default=0) < 2:
+        found.append("One seed: the intervals are over samples and say nothing of how much a training varies.")
+    return found
+
+
+def _columns(scores: Sequence[ArmScore], results: Sequence[ArmResult]) -> dict[str, list[Any]]:
+    """Columns of the scores and of what the arms were told; a budget or weight that an arm has not is NaN."""
+    told = {one.arm.name: one.arm.overrides for one in results}
+    columns = score_columns(scores)
+    for name in dict.fromkeys(name for overrides in told.values() for name in overrides):
+        values = [told[one.arm].get(name) for one in scores]
+        columns[name] = [math.nan if value is None else float(value) for value in values]
+    return columns

@@ -1,0 +1,217 @@
+"""How far the parameters of a forgetting law are known: intervals by bootstrap over runs, and standard errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from loralign.errors import DataError
+from loralign.experiments.forgetting_law import (
+    ALPHA_BOUNDS,
+    BETA_BOUNDS,
+    FloatArray,
+    ForgettingRun,
+    LawFit,
+    fit_law,
+    on_bound,
+)
+
+RESAMPLES = 1000
+_FEWEST = 100
+"""Resamples that must have had a fit for an interval to be given."""
+_LARGEST_CONDITION = 1e6
+_UPPER = 0.975
+_BOUNDS = {"β": BETA_BOUNDS, "α": ALPHA_BOUNDS, "E": (0.0, math.inf)}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A fitted number.
+
+    Attributes:
+        name: ``A, plain``, ``β`` and so on; those of ``a`` are amplitudes.
+        value: of the fit of all runs.
+        low: end of its 95 % interval by bootstrap; NaN where too few resamples could be fitted.
+        high: likewise.
+        standard_error: from the curvature of the squares at the fit; NaN where that is not regular.
+    """
+
+    name: str
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    standard_error: float = math.nan
+
+
+@dataclass(frozen=True, eq=False)
+class LawEstimate:
+    """A fit with its uncertainty.
+
+    Attributes:
+        fit: of all runs.
+        runs: that it was fitted to.
+        parameters: in the order amplitudes, A, β, α, E, ratios of A to the first group's.
+        resamples: number of resampled fits behind the intervals.
+    """
+
+    fit: LawFit
+    runs: tuple[ForgettingRun, ...]
+    parameters: tuple[Parameter, ...]
+    resamples: int
+
+    @property
+    def determined(self) -> bool:
+        """Whether the runs tell both exponents apart from anything: no fit on a bound, no interval from end to end."""
+        known = [one for one in self.parameters if one.name in ("β", "α")]
+        return not self.fit.bounded and not any(
+            on_bound(one.low, _BOUNDS[one.name]) and on_bound(one.high, _BOUNDS[one.name]) for one in known
+        )
+
+    def parameter(self, name: str) -> Parameter:
+        """The parameter of this name."""
+        return next(one for one in self.parameters if one.name == name)
+
+
+def estimate_law(runs: Sequence[ForgettingRun], *, resamples: int = RESAMPLES, seed: int = 0) -> LawEstimate:
+    """Fit the law and say how far its parameters are known.
+
+    Units are resampled with replacement among those of one size, so that every resample has all sizes: how much models
+    of other kinds would depart from the law is not in the intervals, least of all with two sizes. Resamples that no law
+    can be fitted to are left out. The percentile intervals are widened as Student's t widens those of few degrees of
+    freedom, since resamples vary less than new runs would: by ``√(n/(n−p)) · t₀.₉₇₅,ₙ₋ₚ / z₀.₉₇₅`` for n runs and p
+    parameters, on a logarithmic scale for what is positive. Runs count alike, so where those that forget most also
+    scatter most, the intervals are still too narrow.
+
+    Args:
+        runs: of one or more groups, the first of which is the reference.
+        resamples: number of bootstrap resamples.
+        seed: of the resampling; equal arguments give equal intervals.
+
+    Raises:
+        DataError: as :func:`~loralign.experiments.forgetting_law.fit_law`.
+    """
+    fit = fit_law(runs)
+    drawn = [_values(one) for one in _resampled(runs, fit, resamples, seed)]
+    errors = standard_errors(runs, fit)
+    parameters = []
+    for name, value in _values(fit).items():
+        ends = _interval([one[name] for one in drawn])
+        low, high = (_widened(name, value, end, len(runs), fit.free) for end in ends)
+        parameters.append(Parameter(name, value, low, high, errors.get(name, math.nan)))
+    return LawEstimate(fit, tuple(runs), tuple(parameters), len(drawn))
+
+
+def standard_errors(runs: Sequence[ForgettingRun], fit: LawFit) -> dict[str, float]:
+    """Standard errors of the parameters from the Gauss–Newton matrix ``s² (JᵀJ)⁻¹`` at the fit, by name.
+
+    Nothing where the problem is not regular there: as many parameters as runs, a parameter on its bound, or columns of
+    ``J`` that are nearly one. Those of A and of the ratio follow by the delta method.
+    """
+    names, jacobian = _jacobian(runs, fit)
+    spare = len(runs) - len(names)
+    lengths = np.linalg.norm(jacobian, axis=0)
+    empty = not all(fit.amplitudes.values()) or (fit.offset == 0 and "E" not in fit.absent)
+    if spare < 1 or fit.bounded or empty or np.linalg.cond(jacobian / lengths) > _LARGEST_CONDITION:
+        return {}
+    unit = np.linalg.inv((jacobian / lengths).T @ (jacobian / lengths))
+    covariance = float(np.sum(fit.residuals**2)) / spare * unit / np.outer(lengths, lengths)
+    found = dict(zip(names, np.sqrt(np.diag(covariance)).tolist(), strict=True))
+    reference = next(iter(fit.amplitudes))
+    for group, value in fit.amplitudes.items():
+        logarithmic = {_middle(group): 1 / value, "β": -math.log(fit.middle[0]), "α": math.log(fit.middle[1])}
+        found[_own(group)] = fit.coefficient(group) * _delta(names, covariance, logarithmic)
+        if group != reference:
+            logarithmic = {_middle(group): 1 / value, _middle(reference): -1 / fit.amplitudes[reference]}
+            found[ratio_name(group, reference)] = fit.ratio(group, reference) * _delta(names, covariance, logarithmic)
+    return found
+
+
+def _jacobian(runs: Sequence[ForgettingRun], fit: LawFit) -> tuple[list[str], FloatArray]:
+    """Derivatives of the law by its free parameters at every run, ``(runs, free)``."""
+    amount = np.array([run.amount for run in runs]) / fit.middle[0]
+    size = np.array([run.size for run in runs]) / fit.middle[1]
+    growth = amount**fit.beta * size**-fit.alpha
+    grown = growth * np.array([fit.amplitudes[run.group] for run in runs])
+    columns = {_middle(group): np.where([run.group == group for run in runs], growth, 0.0) for group in fit.amplitudes}
+    columns |= {"β": grown * np.log(amount), "α": -grown * np.log(size), "E": np.ones(len(runs))}
+    names = [name for name in columns if name not in fit.absent]
+    return names, np.stack([columns[name] for name in names], axis=1)
+
+
+def _delta(names: Sequence[str], covariance: FloatArray, gradient: dict[str, float]) -> float:
+    vector = np.array([gradient.get(name, 0.0) for name in names])
+    return float(np.sqrt(vector @ covariance @ vector))
+
+
+def _resampled(runs: Sequence[ForgettingRun], fit: LawFit, resamples: int, seed: int) -> list[LawFit]:
+    """Fits of resamples that hold all groups and determine all parameters."""
+    units: dict[float, dict[str, list[ForgettingRun]]] = {}
+    for index, run in enumerate(runs):
+        units.setdefault(run.size, {}).setdefault(run.unit or str(index), []).append(run)
+    groups, generator = list(fit.amplitudes), np.random.default_rng(seed)
+    found = []
+    for _ in range(resamples):
+        chosen: list[ForgettingRun] = []
+        for one in units.values():
+            pool = list(one.values())
+            chosen += [run for index in generator.integers(len(pool), size=len(pool)) for run in pool[index]]
+        # Ratios are to the first group, whichever was drawn first.
+        chosen.sort(key=lambda run: groups.index(run.group))
+        try:
+            resampled = fit_law(chosen, near=fit)
+        except DataError:
+            continue
+        if resampled.absent == fit.absent and list(resampled.amplitudes) == groups:
+            found.append(resampled)
+    return found
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    """Percentiles that are values of the sample, since a ratio may be infinite in some resamples."""
+    known = [value for value in values if not math.isnan(value)]
+    if len(known) < _FEWEST:
+        return math.nan, math.nan
+    low, high = np.quantile(known, [1 - _UPPER, _UPPER], method="inverted_cdf")
+    return float(low), float(high)
+
+
+def _widened(name: str, value: float, end: float, runs: int, free: int) -> float:
+    """An end of an interval, moved away from the value; NaN with as many parameters as runs."""
+    if runs <= free:
+        return math.nan
+    factor = math.sqrt(runs / (runs - free)) * float(stats.t.ppf(_UPPER, runs - free) / stats.norm.ppf(_UPPER))
+    if name in _BOUNDS:
+        low, high = _BOUNDS[name]
+        return min(max(value + factor * (end - value), low), high)
+    # Zero and infinity stand for no forgetting in a resample, and cannot be moved.
+    if not (value > 0 and 0 < end < math.inf):
+        return end
+    with np.errstate(over="ignore"):
+        return float(value * np.float64(end / value) ** factor)
+
+
+def _values(fit: LawFit) -> dict[str, float]:
+    """All numbers of a fit that have an interval, by name."""
+    groups = list(fit.amplitudes)
+    found = {_middle(group): fit.amplitudes[group] for group in groups}
+    found |= {_own(group): fit.coefficient(group) for group in groups}
+    found |= {"β": fit.beta, "α": fit.alpha, "E": fit.offset}
+    found |= {ratio_name(group, groups[0]): fit.ratio(group, groups[0]) for group in groups[1:]}
+    return {name: value for name, value in found.items() if name not in fit.absent}
+
+
+def _middle(group: str) -> str:
+    return f"a, {group}"
+
+
+def _own(group: str) -> str:
+    return f"A, {group}"
+
+
+def ratio_name(group: str, reference: str) -> str:
+    """Name of the parameter that is the ratio of two groups' A."""
+    return f"A {group} / A {reference}"

@@ -1,0 +1,81 @@
+"""What the values of one factor do to protection and task gain, in tables and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loralign.experiments.experiment import Arm, ArmResult
+from loralign.experiments.factors import FACTORS, ORDERED, Factors, Setting, settings_with
+from loralign.experiments.finding import estimate_text
+from loralign.experiments.outcomes import measure
+from loralign.experiments.saturation import changes, first_fall, saturation
+
+GAIN = "task_gain"
+_PROTECTIONS = ("retention", "drift")
+
+
+@dataclass(frozen=True, eq=False)
+class FactorResult:
+    """One factor.
+
+    Attributes:
+        factor: which.
+        results: one for each value that has finished cells, named by it, ascending where values have an order; in a
+            full grid with the cells of all arms that have the value.
+        protection: measure of it, ``retention``, or ``drift`` where no answers were judged.
+    """
+
+    factor: str
+    results: tuple[ArmResult, ...]
+    protection: str
+
+    def sentences(self) -> list[str]:
+        """Where protection saturates and task gain falls; of projections, how they differ."""
+        if len(self.results) < 2:
+            return []
+        names = [result.arm.name for result in self.results]
+        better, gain = changes(self.results, self.protection), changes(self.results, GAIN)
+        protection = f"protection ({measure(self.protection).title})"
+        if self.factor not in ORDERED:
+            found = better.get((0, 1))
+            if found is None:
+                return []
+            told = "settled" if found.low > 0 or found.high < 0 else "not settled"
+            by = estimate_text(found, sign=True)
+            return [f"{self.factor}: {protection} is better by {by} with {names[1]} than with {names[0]}, {told}."]
+        index, fall = saturation(len(names), better), first_fall(len(names), gain)
+        if index == len(names) - 1:
+            text = f"{self.factor}: {protection} still improves at the largest value, {names[-1]}"
+        elif index == 0:
+            text = f"{self.factor}: no value up to {names[-1]} improves {protection} on the smallest, {names[0]}"
+        else:
+            text = f"{self.factor}: {protection} saturates at {names[index]}"
+        return [f"{text}; task gain {'does not fall' if fall is None else f'falls from {names[fall]} on'}."]
+
+
+def factor_results(
+    results: Sequence[ArmResult], chosen: Sequence[Setting], factors: Factors, own: Setting
+) -> list[FactorResult]:
+    """Arms gathered by the values of every factor that has some.
+
+    Args:
+        results: of the settings, by name.
+        chosen: the settings.
+        factors: the values.
+        own: the recipe's.
+    """
+    known = {result.arm.name: result for result in results}
+    judged = all("retention" in result.keys for result in results if result.outcomes)
+    found = []
+    for factor in FACTORS:
+        gathered = []
+        for value in factors.of(factor):
+            arms = [known[one.name] for one in settings_with(chosen, own, factor, value) if one.name in known]
+            cells = tuple(cell for arm in arms for cell in arm.cells)
+            outcomes = tuple(outcome for arm in arms for outcome in arm.outcomes)
+            if outcomes:
+                gathered.append(ArmResult(Arm(str(value)), cells, outcomes))
+        if gathered:
+            found.append(FactorResult(factor, tuple(gathered), _PROTECTIONS[0 if judged else 1]))
+    return found

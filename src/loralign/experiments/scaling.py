@@ -1,0 +1,226 @@
+"""``loralign scaling``: adapt models of several sizes to several amounts of data, and fit the forgetting law."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from loralign.errors import ConfigError, DataError, StateError
+from loralign.evaluation.bootstrap import Estimate
+from loralign.experiments.cell import Cell, CellSettings, recipe_of
+from loralign.experiments.experiment import Arm, ArmResult, ExperimentOptions, run_arms, start_of
+from loralign.experiments.forgetting_intervals import RESAMPLES, LawEstimate, estimate_law
+from loralign.experiments.forgetting_law import ForgettingRun, check_counts
+from loralign.experiments.language import read_language
+from loralign.experiments.outcomes import estimate
+from loralign.experiments.store import LANGUAGE_FILE, CellRecord
+from loralign.experiments.subspaces import SubspaceSpec, estimated
+from loralign.models import DEFAULT_MODEL
+from loralign.runs.output import RUN_FILE
+
+PLAIN, GUARDED = "plain", "guarded"
+SHARED = "shared"
+
+
+@dataclass(frozen=True)
+class ScalingPlan:
+    """What is varied, and what forgetting is measured on.
+
+    Attributes:
+        text: that the start knew before it was adapted, as :func:`~loralign.data.load_task` takes it.
+        amounts: optimiser steps, a run of its own each, with its own learning rate schedule.
+        models: of several sizes; the recipe's own by default.
+        samples: most rows of the text.
+    """
+
+    text: tuple[str, ...]
+    amounts: tuple[int, ...] = (10, 20, 40, 80)
+    models: tuple[str | None, ...] = ()
+    samples: int = 100
+
+    def __post_init__(self) -> None:
+        if not self.text:
+            raise ConfigError(
+                "there is no text to measure forgetting on",
+                place="--pretraining_data",
+                fix="name files of general text, or of conversations, that the models knew before and --data is not of",
+            )
+        if min(self.amounts, default=0) < 1 or len(set(self.amounts)) < len(self.amounts):
+            raise ConfigError(
+                f"{list(self.amounts)} are no different numbers of steps", place="--amounts", fix="such as 10 20 40 80"
+            )
+        if len(set(self.models)) < len(self.models):
+            raise ConfigError(f"{list(self.models)} repeat", place="--models", fix="give each once")
+
+
+@dataclass(frozen=True)
+class ScalingArm:
+    """Runs of one model, with the guard or without, on one amount of data."""
+
+    model: str
+    group: str
+    steps: int
+    overrides: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """In tables."""
+        return f"{self.group}, {self.model}, {self.steps} steps"
+
+
+@dataclass(frozen=True)
+class ScalingCell:
+    """One run, as the law sees it.
+
+    Attributes:
+        arm: whose.
+        seed: of the run.
+        size: parameters of the base.
+        amount: samples seen, ``steps × batch × accumulation`` of each process.
+        passes: how often those go through the training samples.
+        before: loss of the start on the text, nats per token.
+        after: of the adapted model.
+        forgetting: the paired difference, with its interval over samples of text.
+    """
+
+    arm: ScalingArm
+    seed: int
+    size: int
+    amount: int
+    passes: float
+    before: float
+    after: float
+    forgetting: Estimate
+
+
+@dataclass(frozen=True, eq=False)
+class ScalingFits:
+    """The law of all runs, with an A for each arm and the rest shared, and that of every arm alone.
+
+    Attributes:
+        known: by ``shared`` and name of the arm.
+        reasons: why the others could not be fitted.
+    """
+
+    known: dict[str, LawEstimate]
+    reasons: dict[str, str]
+
+
+def check_plan(base: CellSettings, options: ExperimentOptions, plan: ScalingPlan) -> None:
+    """Refuse what no law can come of, before anything is run.
+
+    Raises:
+        ConfigError: the text is the task's own; a subspace for several models.
+        DataError: too few amounts, or fewer runs than parameters.
+    """
+    own = sorted(set(plan.text) & set(base["data"]))
+    if own:
+        raise ConfigError(
+            f"{own[0]} is what is being learnt", place="--pretraining_data", fix="name text of another kind"
+        )
+    models, groups = max(1, len(plan.models)), 1 if base["guard"] == "none" else 2
+    if models > 1 and base["guard"] not in ("none", "auto"):
+        raise ConfigError(f"{base['guard']} is of one model", place="--guard", fix="use auto with several --models")
+    runs = len(plan.amounts) * models * len(options.seeds)
+    check_counts(runs, 1, len(plan.amounts), models)
+    check_counts(groups * runs, groups, len(plan.amounts), models)
+
+
+def scaling_arms(base: CellSettings, plan: ScalingPlan, output: Path) -> list[ScalingArm]:
+    """Plain and, unless the recipe has no guard, guarded arms of every model, its subspace estimated once for all.
+
+    Raises:
+        LoralignError: any fault of a model or of the must-survive data.
+    """
+    models = plan.models or (base.get("model"),)
+    short = [Path(model or DEFAULT_MODEL).name for model in models]
+    arms = []
+    for model, name in zip(models, short, strict=True):
+        start = start_of({**base, "model": model}, output)
+        title = name if short.count(name) == 1 else str(model)
+        groups: dict[str, dict[str, Any]] = {PLAIN: {"guard": "none", "drift_budget": None}}
+        if base["guard"] != "none":
+            own = base["guard"] if base["guard"] != "auto" else str(estimated(SubspaceSpec.of(start), output))
+            groups[GUARDED] = {"guard": own}
+        arms += [
+            ScalingArm(title, group, steps, {"model": start["model"], "max_steps": steps, **overrides})
+            for group, overrides in groups.items()
+            for steps in plan.amounts
+        ]
+    return arms
+
+
+def run_scaling(
+    base: CellSettings, options: ExperimentOptions, plan: ScalingPlan
+) -> tuple[list[ArmResult], list[ScalingCell]]:
+    """Run every arm with every seed.
+
+    Returns:
+        The arms' results, and their finished cells.
+
+    Raises:
+        LoralignError: any fault of recipe, text, models or plan.
+    """
+    check_plan(base, options, plan)
+    measures = replace(options.measures, language=plan.text, language_samples=plan.samples)
+    measures.check()
+    options = replace(options, measures=measures)
+    arms = scaling_arms(base, plan, options.output)
+    results = run_arms("scaling", "adapt", base, [Arm(arm.name, arm.overrides) for arm in arms], options)
+    cells = [
+        scaling_cell(arm, record, outcome["forgetting"])
+        for arm, result in zip(arms, results, strict=True)
+        for record, outcome in zip(result.cells, result.outcomes, strict=True)
+    ]
+    return results, cells
+
+
+def scaling_cell(arm: ScalingArm, record: CellRecord, forgetting: Any) -> ScalingCell:
+    """A finished cell as the law sees it.
+
+    Raises:
+        StateError: a file of the cell is damaged.
+    """
+    losses = read_language(record.directory / LANGUAGE_FILE)
+    training = recipe_of(Cell("adapt", record.settings), str(record.run)).training
+    amount = training.max_steps * training.per_device_train_batch_size * training.gradient_accumulation_steps
+    file = record.run / RUN_FILE
+    try:
+        rows = int(json.loads(file.read_text(encoding="utf-8"))["data"]["train"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StateError(f"cannot be read: {error}", place=str(file), fix="remove the cell's directory") from error
+    before, after = (sum(part) / len(part) for part in (losses.before, losses.after))
+    return ScalingCell(arm, record.seed, losses.parameters, amount, amount / rows, before, after, estimate(forgetting))
+
+
+def fit_scaling(cells: Sequence[ScalingCell], *, resamples: int = RESAMPLES) -> ScalingFits:
+    """Fit the law to all runs and to every arm's own; plain and guarded runs of a seed are resampled together.
+
+    Args:
+        cells: in any number.
+        resamples: behind the intervals.
+    """
+    runs = [
+        ForgettingRun(
+            cell.arm.group,
+            cell.size,
+            cell.amount,
+            cell.after - cell.before,
+            f"{cell.arm.model}, {cell.amount}, {cell.seed}",
+        )
+        for cell in cells
+    ]
+    groups = list(dict.fromkeys(run.group for run in runs))
+    parts = {group: [run for run in runs if run.group == group] for group in groups}
+    if len(groups) > 1:
+        parts = {SHARED: runs, **parts}
+    known, reasons = {}, {}
+    for name, part in parts.items():
+        try:
+            known[name] = estimate_law(part, resamples=resamples)
+        except DataError as error:
+            reasons[name] = error.problem
+    return ScalingFits(known, reasons)

@@ -1,0 +1,244 @@
+"""What the runs of ``loralign scaling`` found: the fitted law, its fit to every run, and how arms compare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from loralign.errors import ConfigError
+from loralign.experiments.cell import CellSettings
+from loralign.experiments.experiment import ArmResult, ExperimentOptions
+from loralign.experiments.facts import run_facts
+from loralign.experiments.finding import (
+    COLUMNS,
+    ArmScore,
+    Finding,
+    arm_scores,
+    estimate_text,
+    failure_notes,
+    score_table,
+)
+from loralign.experiments.forgetting_intervals import LawEstimate, Parameter, ratio_name
+from loralign.experiments.forgetting_law import ALPHA_BOUNDS, BETA_BOUNDS
+from loralign.experiments.outcomes import LEGEND
+from loralign.experiments.scaling import (
+    GUARDED,
+    PLAIN,
+    SHARED,
+    ScalingCell,
+    ScalingFits,
+    ScalingPlan,
+    fit_scaling,
+    run_scaling,
+)
+from loralign.report.experiment import ExperimentPage
+from loralign.report.forgetting import ForgettingCurve, forgetting_chart
+from loralign.report.format import count, listing, significant
+from loralign.report.theme import Table
+
+RATIO = ratio_name(GUARDED, PLAIN)
+
+_LAW = (
+    "The law is L_pt = L⁰_pt + A · D_ft^β / N^α + E in nats per token: L_pt the loss on text that the start knew, a "
+    "mean over samples, L⁰_pt that of the start, measured; D_ft the samples seen, steps × batch × accumulation of each "
+    "process, every amount a run of its own; N all parameters of the base; A, E ≥ 0. a is A · D_ft^β / N^α at the "
+    "middle of the runs, in nats per token. A has the units of D_ft^−β N^α, so that A of fits with "
+    "other exponents compare to nothing: the ratio is that of the fit whose arms share β, α and E."
+)
+_INTERVALS = (
+    "Brackets are 95 % intervals by bootstrap over runs, those of one seed together, within each size, widened for few "
+    "runs; standard errors are from the curvature at the fit, n/a where a parameter lies on a bound or cannot be told "
+    "from another. Runs count alike, so those that forget most decide most."
+)
+_TWO_SIZES = (
+    "Two sizes give α a slope through two points: no residual shows whether the law holds in N, and the interval knows "
+    "of runs only, not of how models differ beside their size. A, whose unit goes with α, is no better known."
+)
+_ONE_SIZE = "With one size α cannot be fitted: it is 0, N is left out, and A has the units of D_ft^−β."
+_TWO_AMOUNTS = "With two amounts E cannot be told from A and is taken as 0."
+
+
+def scaling(base: CellSettings, options: ExperimentOptions, plan: ScalingPlan) -> Finding:
+    """Adapt models of several sizes to several amounts of data, plain and guarded, and fit the forgetting law.
+
+    Args:
+        base: recipe of ``loralign adapt``; with ``guard: none`` there are plain runs only.
+        options: seeds, places, measures.
+        plan: amounts, models, text.
+
+    Raises:
+        LoralignError: any fault of recipe, text, models or plan; every cell failed.
+    """
+    results, cells = run_scaling(base, options, plan)
+    return scaling_finding(results, cells, fit_scaling(cells))
+
+
+def scaling_finding(results: Sequence[ArmResult], cells: Sequence[ScalingCell], fits: ScalingFits) -> Finding:
+    """Parameters, quality of the fits, runs with residuals, and arms by all measures.
+
+    Raises:
+        ConfigError: no cell finished.
+    """
+    scores = arm_scores(results)
+    if not cells:
+        reasons = "; ".join(failure_notes(results)) or "there are none"
+        raise ConfigError(f"no cell has finished: {reasons}", place="scaling", fix="mend that, repeat with --retry")
+    main = _main(fits)
+    chart = forgetting_chart(_curves(cells, main))
+    tables = [("Runs", _run_table(cells, main)), ("Arms", score_table(scores))]
+    if fits.known:
+        tables[:0] = [("Fitted law", _parameter_table(fits)), ("Quality of the fits", _quality_table(fits))]
+    page = ExperimentPage(
+        title="scaling",
+        headline=headline(fits),
+        facts=run_facts(results),
+        tables=tables,
+        charts=[] if chart is None else [chart],
+        notes=[*failure_notes(results), *_remarks(cells, fits), _LAW, *([_INTERVALS] if fits.known else []), LEGEND],
+    )
+    return Finding(page, _columns(scores, cells, fits))
+
+
+def headline(fits: ScalingFits) -> str:
+    """The ratio of A, and whether its interval leaves one out; without two arms the exponent of the amount."""
+    main = _main(fits)
+    if main is None:
+        return f"No law is fitted: {'; '.join(dict.fromkeys(fits.reasons.values()))}."
+    if RATIO in (one.name for one in main.parameters):
+        found = main.parameter(RATIO)
+        share = significant(main.fit.r_squared)
+        text = (
+            f"Guarded runs forget {_text(found)} times what plain ones do (ratio of A, β, α and E shared, R² {share})"
+        )
+        if math.isnan(found.low):
+            return f"{text}: too few runs for an interval."
+        if not main.determined:
+            return f"{text}: but the runs do not determine the law, so nothing is settled."
+        return text + ("." if found.high < 1 or found.low > 1 else ": the interval holds 1, so nothing is settled.")
+    doubt = "" if main.determined else ": but the runs do not determine the law"
+    return f"Forgetting grows with the data to the power β = {_text(main.parameter('β'))}{doubt}."
+
+
+def _main(fits: ScalingFits) -> LawEstimate | None:
+    """The fit of all runs, or that of the only arm."""
+    if SHARED in fits.known or SHARED in fits.reasons:
+        return fits.known.get(SHARED)
+    return next(iter(fits.known.values()), None)
+
+
+def _parameter_table(fits: ScalingFits) -> Table:
+    rows = [
+        (name, one.name, _text(one), significant(one.standard_error))
+        for name, found in fits.known.items()
+        for one in found.parameters
+    ]
+    return Table(("fit", "parameter", "value", "standard error"), tuple(rows))
+
+
+def _quality_table(fits: ScalingFits) -> Table:
+    rows = [
+        (
+            name,
+            str(len(found.runs)),
+            str(found.fit.free),
+            significant(found.fit.r_squared),
+            significant(found.fit.error),
+            str(found.resamples),
+        )
+        for name, found in fits.known.items()
+    ]
+    return Table(("fit", "runs", "parameters", "R²", "root mean squared residual", "resamples fitted"), tuple(rows))
+
+
+def _run_table(cells: Sequence[ScalingCell], main: LawEstimate | None) -> Table:
+    fitted = _fitted(cells, main)
+    rows = tuple(
+        (
+            cell.arm.name,
+            str(cell.seed),
+            count(cell.size),
+            count(cell.amount),
+            significant(cell.passes),
+            significant(cell.before, 4),
+            significant(cell.after, 4),
+            estimate_text(cell.forgetting, sign=True),
+            *(() if value is None else (significant(value), significant(cell.forgetting.value - value))),
+        )
+        for cell, value in zip(cells, fitted, strict=True)
+    )
+    headings = ("run", "seed", "N", "D_ft", "passes", "L⁰_pt", "L_pt", "forgetting")
+    return Table(headings if main is None else (*headings, "fitted", "residual"), rows)
+
+
+def _fitted(cells: Sequence[ScalingCell], main: LawEstimate | None) -> list[float | None]:
+    if main is None:
+        return [None] * len(cells)
+    return [float(main.fit.increment(cell.arm.group, cell.amount, cell.size)) for cell in cells]
+
+
+def _curves(cells: Sequence[ScalingCell], main: LawEstimate | None) -> list[ForgettingCurve]:
+    models = list(dict.fromkeys(cell.arm.model for cell in cells))
+    groups = list(dict.fromkeys(cell.arm.group for cell in cells))
+    found = []
+    for shape, model in enumerate(models):
+        for group in groups:
+            own = [cell for cell in cells if (cell.arm.model, cell.arm.group) == (model, group)]
+            if not own:
+                continue
+            amounts = np.geomspace(min(cell.amount for cell in own), max(cell.amount for cell in own), 60)
+            law = [] if main is None else main.fit.increment(group, amounts, own[0].size).tolist()
+            points = [(cell.amount, cell.forgetting.value, cell.forgetting.low, cell.forgetting.high) for cell in own]
+            pairs = list(zip(amounts.tolist(), law, strict=True)) if law else []
+            found.append(ForgettingCurve(f"{group}, {model}", groups.index(group), shape, points, pairs))
+    return found
+
+
+def _remarks(cells: Sequence[ScalingCell], fits: ScalingFits) -> Iterator[str]:
+    for reason in dict.fromkeys(fits.reasons.values()):
+        names = [name for name, other in fits.reasons.items() if other == reason]
+        yield f"No law is fitted for {listing(names)}: {reason}."
+    for name, found in fits.known.items():
+        fit = found.fit
+        if not found.determined:
+            yield (
+                f"{name}: an exponent or its interval goes to the ends of its search (β {BETA_BOUNDS[0]} to "
+                f"{BETA_BOUNDS[1]}, α {ALPHA_BOUNDS[0]} to {ALPHA_BOUNDS[1]}): these runs do not determine the law."
+            )
+        if len(found.runs) == fit.free:
+            yield f"{name}: as many parameters as runs, so that it fits whatever they found."
+    absent = {name for found in fits.known.values() for name in found.fit.absent}
+    if "α" in absent:
+        yield _ONE_SIZE
+    elif fits.known and len({cell.size for cell in cells}) == 2:
+        yield _TWO_SIZES
+    if "E" in absent:
+        yield _TWO_AMOUNTS
+    repeated = sorted({cell.arm.steps for cell in cells if cell.passes > 1})
+    if repeated:
+        yield (
+            f"Runs of {', '.join(map(str, repeated))} steps went through their training data more than once: D_ft "
+            "counts samples seen, which the law takes as new ones. Give more --data."
+        )
+
+
+def _columns(scores: Sequence[ArmScore], cells: Sequence[ScalingCell], fits: ScalingFits) -> dict[str, list[Any]]:
+    """Arms, runs and parameters of every fit as one table, told apart by the column ``kind``."""
+    rows: list[dict[str, Any]] = [{"kind": "arm", **dict(zip(COLUMNS, one.row(), strict=True))} for one in scores]
+    for cell, value in zip(cells, _fitted(cells, _main(fits)), strict=True):
+        own = {"seed": cell.seed, "size": cell.size, "amount": cell.amount, "fitted": value, "start": cell.before}
+        rows.append({"kind": "run", "arm": cell.arm.name, "measure": "forgetting", **own, **vars(cell.forgetting)})
+    for name, found in fits.known.items():
+        for one in found.parameters:
+            numbers = {key: getattr(one, key) for key in ("value", "low", "high", "standard_error")}
+            rows.append({"kind": "parameter", "arm": name, "measure": one.name, "samples": len(found.runs), **numbers})
+    names = ("kind", *COLUMNS, "standard_error", "seed", "size", "amount", "start", "fitted")
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _text(found: Parameter) -> str:
+    if math.isnan(found.low):
+        return significant(found.value)
+    return f"{significant(found.value)} [{significant(found.low)}, {significant(found.high)}]"

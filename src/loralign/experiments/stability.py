@@ -1,0 +1,164 @@
+"""``loralign stability``: whether another seed finds the same subspaces and leaves the same mark in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from loralign.errors import ConfigError
+from loralign.experiments.agreement import (
+    MID_TO_DEEP,
+    Agreement,
+    agreement_columns,
+    depth_table,
+    kind_table,
+    seed_pairs,
+    subspace_agreement,
+    summarise,
+    thirds,
+    update_agreement,
+)
+from loralign.experiments.cell import CellSettings
+from loralign.experiments.experiment import Arm, ArmResult, ExperimentOptions, run_arms, start_of
+from loralign.experiments.facts import run_facts
+from loralign.experiments.finding import Finding, arm_scores, failure_notes, score_table
+from loralign.experiments.outcomes import LEGEND
+from loralign.experiments.subspaces import SubspaceSpec, estimated
+from loralign.guard import AlignmentSubspace
+from loralign.guard.layer_subspace import Projection
+from loralign.models.adapter_factors import saved_factors
+from loralign.report.depth import depth_chart
+from loralign.report.experiment import ExperimentPage
+from loralign.report.format import listing, significant, whole_percent
+from loralign.runs.drawing import Draw
+from loralign.runs.output import ADAPTER
+
+THRESHOLD = 0.85
+"""Of the source: what mid-to-deep layers are to agree to."""
+
+_NOTES = (
+    "Subspaces are compared by the mean squared cosine of their principal angles. A seed draws as many must-survive "
+    "samples as the recipe uses, with replacement, from all there are, and the sketches; halves are of the recipe's "
+    "own samples, split by each seed, and have none in common.",
+    "ΔW_A is the part of an adapter's update in the recipe's own subspace, the same for all adapters. The training's "
+    "seed decides LoRA's first A and the order of the data.",
+    "Values are means over pairs of seeds; pairs gives the lowest and the highest of their means over layers. Chance "
+    "is what independent random ones have on average: max(q, p)/m of subspaces of ranks q and p among m outputs, 0 of "
+    "updates.",
+)
+
+
+def stability(base: CellSettings, options: ExperimentOptions, *, threshold: float = THRESHOLD) -> Finding:
+    """Compare subspaces and the ΔW_A of adapters between seeds and halves of the data, layer by layer.
+
+    Args:
+        base: recipe of ``loralign adapt``, of :func:`~loralign.experiments.cell.base_settings`.
+        options: at least two seeds; places; measures.
+        threshold: that is drawn, and that mid-to-deep layers are judged by.
+
+    Raises:
+        ConfigError: fewer than two seeds, a threshold outside of 0 to 1.
+        LoralignError: any fault of the recipe; too few samples for a subspace.
+    """
+    if len(options.seeds) < 2:
+        raise ConfigError("one seed has nothing to agree with", place="--seeds", fix="give at least two, such as 0 1 2")
+    if not 0 < threshold < 1:
+        raise ConfigError(f"{threshold} is not between 0 and 1", place="--threshold", fix=f"use {THRESHOLD}")
+    base = start_of(base, options.output)
+    # How far estimates agree is what is asked here, so that it does not stop the work.
+    spec = SubspaceSpec.of(base, min_agreement=0.0)
+    found = subspace_agreements(spec, options.seeds, options.output)
+    guard = base["guard"]
+    if guard in ("auto", "none"):
+        guard = str(estimated(SubspaceSpec.of(base), options.output))
+    results = run_arms("stability", "adapt", base, stability_arms(guard), options)
+    subspace = AlignmentSubspace.load(guard)
+    found += [update_agreement_of(one, subspace, base["guard_projection"]) for one in results if len(one.cells) > 1]
+    return stability_finding(found, results, threshold)
+
+
+def stability_arms(guard: str) -> list[Arm]:
+    """The recipe with its guard, and without."""
+    return [Arm("guarded", {"guard": guard}), Arm("plain", {"guard": "none", "drift_budget": None})]
+
+
+def subspace_agreements(spec: SubspaceSpec, seeds: Sequence[int], output: Path) -> list[Agreement]:
+    """Subspaces of every two seeds, and of the two halves of the data that every seed splits.
+
+    Raises:
+        LoralignError: as the estimate.
+    """
+
+    def drawn(draw: Draw, seed: int) -> AlignmentSubspace:
+        return AlignmentSubspace.load(estimated(replace(spec, draw=draw, seed=seed), output))
+
+    seeded = {seed: drawn("bootstrap", seed) for seed in seeds}
+    halves = {f"halves by {seed}": (drawn("half", seed), drawn("other half", seed)) for seed in seeds}
+    return [subspace_agreement("subspace, seeds", seed_pairs(seeded)), subspace_agreement("subspace, halves", halves)]
+
+
+def update_agreement_of(result: ArmResult, subspace: AlignmentSubspace, projection: Projection) -> Agreement:
+    """ΔW_A of an arm's adapters, every two seeds.
+
+    Raises:
+        AdapterError: an adapter cannot be read.
+    """
+    adapters = {cell.seed: saved_factors(cell.run / ADAPTER) for cell in result.cells}
+    return update_agreement(f"ΔW_A, {result.arm.name}", adapters, subspace, projection)
+
+
+def stability_finding(found: Sequence[Agreement], results: Sequence[ArmResult], threshold: float) -> Finding:
+    """Comparisons by depth and by kind of layer, drawn along the depth, and whether mid-to-deep layers pass."""
+    found = [one for one in found if one.layers()]
+    chart = depth_chart(
+        {one.name: one.layers() for one in found},
+        axis="agreement",
+        threshold=threshold,
+        key="depth",
+        title="Agreement along the depth",
+        note="Subspaces: mean squared cosine of the principal angles; ΔW_A: cosine. Means over pairs of seeds.",
+    )
+    tables = [("Agreement by depth", depth_table(found, threshold)), ("By kind of layer", kind_table(found, threshold))]
+    scores = arm_scores(results)
+    if scores:
+        tables.append(("What the adapters keep and gain", score_table(scores)))
+    page = ExperimentPage(
+        title="stability",
+        headline=stability_headline(found, threshold),
+        facts=run_facts(results),
+        tables=tables,
+        charts=[] if chart is None else [chart],
+        notes=[*failure_notes(results), *_absent(results, found), *_NOTES, *([LEGEND] if scores else [])],
+    )
+    return Finding(page, agreement_columns(found))
+
+
+def stability_headline(found: Sequence[Agreement], threshold: float) -> str:
+    """Which comparisons pass the threshold in the mean over mid-to-deep layers.
+
+    Returns:
+        A sentence with the mean and the share of layers above the threshold of each comparison.
+    """
+    told, passed = [], []
+    for one in found:
+        deep = [name for name, third in thirds(one.chance).items() if third in MID_TO_DEEP]
+        summary = summarise(one, deep, threshold)
+        if summary is not None:
+            told.append(f"{one.name} {significant(summary.mean)} ({whole_percent(summary.above)} of layers above)")
+            passed += [one.name] if summary.mean > threshold else []
+    if not told:
+        return "No comparison has layers in the middle or the deep third of the model."
+    verdict = "all pass" if len(passed) == len(told) else f"{listing(passed)} passes" if len(passed) == 1 else ""
+    verdict = verdict or (f"{listing(passed)} pass" if passed else "none passes")
+    return f"Mid-to-deep layers against {significant(threshold, 2)}: {verdict}; {'; '.join(told)}."
+
+
+def _absent(results: Sequence[ArmResult], found: Sequence[Agreement]) -> list[str]:
+    """Arms that cannot be compared."""
+    known = {one.name for one in found}
+    return [
+        f"{one.arm.name}: fewer than two adapters have a part in the subspace to compare."
+        for one in results
+        if f"ΔW_A, {one.arm.name}" not in known
+    ]

@@ -1,0 +1,103 @@
+"""``loralign sweep``: a search of recipe fields for alignment kept and task learned, its front and a point to use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loralign.errors import ConfigError
+from loralign.experiments.cell import CellSettings, Command
+from loralign.experiments.experiment import ExperimentOptions, start_of
+from loralign.experiments.finding import Finding
+from loralign.experiments.hypervolume import Pair
+from loralign.experiments.outcomes import TASK
+from loralign.experiments.search import run_search
+from loralign.experiments.search_plan import SearchPlan
+from loralign.experiments.selection import Limit
+from loralign.experiments.subspaces import SubspaceSpec, estimated
+from loralign.experiments.sweep_page import swept
+
+TRADES: dict[Command, tuple[str, str]] = {
+    "adapt": ("retention", "task_gain"),
+    "align": ("reference_drift", "accuracy"),
+}
+"""What a sweep is for by default: what is kept, and what is gained."""
+
+_DRIFT: dict[Command, str] = {"adapt": "drift", "align": "reference_drift"}
+# What a subspace that the guard estimates itself depends on.
+_OF_SUBSPACE = {
+    "guard",
+    "model",
+    "alignment_data",
+    "fisher_samples",
+    "fisher_tokens",
+    "max_length",
+    "lora_target_modules",
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which point of the front is to be recommended.
+
+    Attributes:
+        budget: drift that may be lost, in nats per token.
+        keep: retention that must be left, a share.
+        reference: of the hypervolume, for the two measures; that of :func:`reference_point` by default.
+    """
+
+    budget: float | None = None
+    keep: float | None = None
+    reference: Pair | None = None
+
+    def limits(self, command: Command) -> list[Limit]:
+        """What a recommended point must keep to.
+
+        Raises:
+            ConfigError: a retention of an alignment, which has none.
+        """
+        if self.keep is not None and command == "align":
+            raise ConfigError("an alignment has no retention", place="--keep", fix="state a --budget of drift instead")
+        stated = (Limit(_DRIFT[command], self.budget) if self.budget is not None else None,)
+        kept = (Limit("retention", self.keep) if self.keep is not None else None,)
+        return [one for one in stated + kept if one is not None]
+
+
+def sweep(
+    command: Command, base: CellSettings, options: ExperimentOptions, plan: SearchPlan, wanted: Wanted
+) -> Finding:
+    """Search a space and find its Pareto front, its hypervolume and the point to use within a budget.
+
+    Args:
+        command: ``adapt`` or ``align``.
+        base: recipe that the trials share, of :func:`~loralign.experiments.cell.base_settings`.
+        options: seeds, places, measures.
+        plan: what is searched, and for which two measures.
+        wanted: what a recommended point must keep to.
+
+    Raises:
+        LoralignError: any fault of the recipe or the space; a measure that the trials do not have; every trial failed.
+    """
+    limits = wanted.limits(command)
+    _check_measured(base, options, plan)
+    if command == "adapt":
+        base = start_of(base, options.output)
+        if base["guard"] == "auto" and not _OF_SUBSPACE & {one.name for one in plan.space}:
+            # Once for all trials and seeds, so that they differ in nothing else.
+            base = {**base, "guard": str(estimated(SubspaceSpec.of(base), options.output))}
+    results = run_search(f"sweep-{command}", command, base, plan, options)
+    return swept(f"sweep {command}", results, plan, limits, wanted.reference)
+
+
+def _check_measured(base: CellSettings, options: ExperimentOptions, plan: SearchPlan) -> None:
+    """What no trial can have is told before the first of them, which may take hours."""
+    varied = {one.name for one in plan.space}
+    judged = base.get("judged_prompts") != 0 or "judged_prompts" in varied or options.measures.driftcheck is not None
+    for key in plan.measures:
+        if key.startswith(TASK) and not options.measures.tasks:
+            raise ConfigError("no task is scored", place=f"--trade {key}", fix="name the task with --tasks")
+        if key == "retention" and not judged:
+            raise ConfigError(
+                "no answer is judged, so there is no retention",
+                place="--trade",
+                fix="set --judged_prompts or --driftcheck, or choose other measures",
+            )

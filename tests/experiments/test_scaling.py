@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from loralign.errors import ConfigError, DataError
+from loralign.evaluation.bootstrap import Estimate
+from loralign.experiments.experiment import Arm, ArmResult, ExperimentOptions
+from loralign.experiments.finding import RESULTS
+from loralign.experiments.forgetting_intervals import estimate_law
+from loralign.experiments.language import read_language
+from loralign.experiments.scaling import (
+    GUARDED,
+    PLAIN,
+    ScalingArm,
+    ScalingCell,
+    ScalingPlan,
+    check_plan,
+    fit_scaling,
+)
+from loralign.experiments.scaling_page import RATIO, scaling_finding
+from loralign.report.forgetting import ForgettingCurve, forgetting_chart
+from tests.cli.conftest import assert_refused, loralign, with_template
+from tests.models.tiny_models import write_model
+
+__all__ = ["loralign"]
+
+RESAMPLES = 120
+SIZES = {"small": 1_000_000, "large": 10_000_000}
+RECIPE: dict[str, Any] = {"guard": "auto", "data": ["task.jsonl"], "model": "small"}
+TEXT = "QWERTYUIOP,.;[]=-"
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return with_template(write_model(tmp_path_factory.mktemp("model") / "wide", hidden=48))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of characters that the task, all letters, teaches the models not to expect."""
+    path = tmp_path_factory.mktemp("text") / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": (TEXT * 8)[index : index + 80]}) + "\n" for index in range(6)))
+    return path
+
+
+def cells(
+    *,
+    guarded: float = 0.5,
+    sizes: dict[str, int] = SIZES,
+    passes: float = 0.5,
+    sign: int = 1,
+    wobble: float = 0.01,
+    groups: tuple[str, ...] = (PLAIN, GUARDED),
+) -> list[ScalingCell]:
+    """Runs that forget ``0.01 √D`` for a million parameters and half of that for each four times as many."""
+    found = []
+    for model, size in sizes.items():
+        for group in groups:
+            for number, steps in enumerate((10, 20, 40, 80)):
+                share = guarded if group == GUARDED else 1.0
+                value = sign * share * 0.01 * (8 * steps) ** 0.5 * (size / 1e6) ** -0.5 * (1 + wobble * (-1) ** number)
+                known = (
+                    Estimate(value, 0.9 * value, 1.1 * value) if sign > 0 else Estimate(value, 1.1 * value, 0.9 * value)
+                )
+                arm = ScalingArm(model, group, steps, {})
+                found.append(ScalingCell(arm, 0, size, 8 * steps, passes, 2.0, 2.0 + value, known))
+    return found
+
+
+def results(found: list[ScalingCell]) -> list[ArmResult]:
+    return [ArmResult(Arm(cell.arm.name), (), ()) for cell in found]
+
+
+def test_the_ratio_of_a_is_that_of_the_runs(tmp_path: Path) -> None:
+    found = cells()
+    fits = fit_scaling(found, resamples=RESAMPLES)
+    assert set(fits.known) == {"shared", "plain", "guarded"}
+    shared = fits.known["shared"].parameter(RATIO)
+    assert shared.value == pytest.approx(0.5, rel=1e-3)
+    assert shared.low <= 0.5 + 1e-6
+    assert shared.high < 0.6
+    finding = scaling_finding(results(found), found, fits)
+    assert "forget 0.500 [" in finding.page.headline
+    assert "nothing is settled" not in finding.page.headline
+    (chart,) = finding.page.charts
+    # A line and its runs for every model and arm.
+    assert len(chart.figure.data) == 8
+    assert any("slope through two points" in note for note in finding.page.notes)
+    finding.write(tmp_path)
+    columns = pq.read_table(tmp_path / RESULTS).to_pydict()
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    runs = [row for row in rows if row["kind"] == "run"]
+    assert [row["value"] for row in runs] == pytest.approx([cell.forgetting.value for cell in found])
+    assert all(abs(row["fitted"] - row["value"]) < 0.05 * row["value"] for row in runs)
+    (ratio,) = [row for row in rows if row["measure"] == RATIO]
+    assert (ratio["kind"], ratio["arm"], ratio["value"], ratio["samples"]) == ("parameter", "shared", shared.value, 16)
+
+
+def test_equal_arms_settle_nothing() -> None:
+    found = cells(guarded=1.0)
+    # Were all the same there would be nothing to be unsure of.
+    moved = [replace(cell, after=cell.after + 0.01 * (-1) ** index * (index % 3)) for index, cell in enumerate(found)]
+    assert (
+        "nothing is settled"
+        in scaling_finding(results(moved), moved, fit_scaling(moved, resamples=RESAMPLES)).page.headline
+    )
+
+
+def test_a_law_that_the_runs_do_not_determine_settles_nothing() -> None:
+    # From nothing to much in one step is steeper than any exponent of the search.
+    found = [replace(cell, after=cell.before + (1.0 if cell.arm.steps == 80 else 1e-6)) for cell in cells()]
+    fits = fit_scaling(found, resamples=RESAMPLES)
+    assert fits.known["shared"].fit.bounded
+    page = scaling_finding(results(found), found, fits).page
+    assert "do not determine the law, so nothing is settled" in page.headline
+    assert any(note.startswith("shared: an exponent") for note in page.notes)
+
+
+def test_runs_that_forget_nothing_are_told_without_a_law() -> None:
+    found = cells(sign=-1)
+    finding = scaling_finding(results(found), found, fit_scaling(found, resamples=RESAMPLES))
+    assert finding.page.headline.startswith("No law is fitted: no run has forgotten anything")
+    assert finding.page.charts == []
+    assert [title for title, _ in finding.page.tables] == ["Runs", "Arms"]
+    assert not any("two points" in note for note in finding.page.notes)
+
+
+def test_a_guard_that_forgets_nothing_leaves_the_law_of_the_plain_runs() -> None:
+    plain = cells(groups=(PLAIN,))
+    kept = [
+        replace(
+            cell, arm=replace(cell.arm, group=GUARDED), after=cell.before - 0.001, forgetting=Estimate(-0.001, -1, 1)
+        )
+        for cell in plain
+    ]
+    fits = fit_scaling([*plain, *kept], resamples=RESAMPLES)
+    assert set(fits.reasons) == {"guarded"}
+    assert fits.known["shared"].parameter(RATIO).value == pytest.approx(0, abs=0.02)
+    notes = scaling_finding(results(plain), [*plain, *kept], fits).page.notes
+    assert any(note.startswith("No law is fitted for guarded") for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sizes": {"small": SIZES["small"]}}, "With one size α cannot be fitted"),
+        ({"passes": 1.5}, "Runs of 10, 20, 40, 80 steps went through their training data more than once"),
+    ],
+)
+def test_what_must_be_known_to_read_the_numbers_is_said(changes: dict[str, Any], words: str) -> None:
+    found, plain = cells(**changes), cells()
+    notes = scaling_finding(results(found), found, fit_scaling(found, resamples=RESAMPLES)).page.notes
+    assert any(words in note for note in notes)
+    assert not any(
+        words in note
+        for note in scaling_finding(results(plain), plain, fit_scaling(plain, resamples=RESAMPLES)).page.notes
+    )
+
+
+def test_plain_runs_alone_have_an_exponent() -> None:
+    found = cells(groups=(PLAIN,))
+    fits = fit_scaling(found, resamples=RESAMPLES)
+    assert list(fits.known) == [PLAIN]
+    assert fits.known[PLAIN].parameter("β").value == pytest.approx(0.5, abs=0.1)
+    assert "to the power β = " in scaling_finding(results(found), found, fits).page.headline
+
+
+def test_nothing_finished_is_a_fault() -> None:
+    failed = [ArmResult(Arm("plain, small, 10 steps"), (), (), {0: "out of memory"})]
+    with pytest.raises(ConfigError, match="out of memory"):
+        scaling_finding(failed, [], fit_scaling([]))
+
+
+def test_the_chart_says_which_runs_logarithms_cannot_show() -> None:
+    points = [(80.0, 0.1, 0.05, 0.15), (160.0, -0.01, -0.02, 0.01)]
+    chart = forgetting_chart([ForgettingCurve("plain, <b>small</b>", 0, 0, points)])
+    assert chart is not None
+    assert "1 runs that forgot nothing are not drawn" in chart.note
+    assert list(chart.figure.data[0].x) == [80.0]
+    assert "<b>" not in chart.figure.data[0].name
+    assert chart.table is not None
+    assert len(chart.table.rows) == 2
+    assert forgetting_chart([ForgettingCurve("plain", 0, 0, points[1:])]) is None
+
+
+@pytest.mark.parametrize(
+    ("recipe", "plan", "error", "words"),
+    [
+        ({}, {"text": ("task.jsonl",)}, ConfigError, "is what is being learnt"),
+        ({"guard": "here"}, {"models": ("a", "b")}, ConfigError, "here is of one model"),
+        ({}, {"amounts": (10,)}, DataError, "1 amount of data"),
+        ({}, {"amounts": (10, 20), "models": ("a", "b")}, None, ""),
+        ({"guard": "here"}, {}, None, ""),
+        ({}, {"models": ("a",), "amounts": (1, 2, 3)}, None, ""),
+    ],
+)
+def test_a_plan_that_no_law_can_come_of_is_refused_before_anything_runs(
+    recipe: dict[str, Any], plan: dict[str, Any], error: type[Exception] | None, words: str, tmp_path: Path
+) -> None:
+    made, base = ScalingPlan(**{"text": ("text.jsonl",), **plan}), {**RECIPE, **recipe}
+    if error is None:
+        check_plan(base, ExperimentOptions(tmp_path), made)
+        return
+    with pytest.raises(error, match=words):
+        check_plan(base, ExperimentOptions(tmp_path), made)
+
+
+def test_the_command_fits_the_law_to_two_models(
+    loralign: Any,
+    adapting: list[str],
+    model: Path,
+    wide: Path,
+    text: Path,
+    tmp_path: Path,
+) -> None:
+    result = loralign(
+        *("scaling", *adapting, "--pretraining_data", text, "--models", model, wide, "--amounts", "2", "8"),
+        *("--output", tmp_path / "out", "--judged_prompts", "0", "--samples", "0", "--learning_rate", "0.5"),
+        *("--warmup_steps", "0", "--save_steps", "100", "--per_device_train_batch_size", "2"),
+        *("--guard_mode", "project", "--probe_every", "0", "--reestimate_every", "0", "--dtype", "float32", "--json"),
+    )
+    assert result.code == 0, result.err
+    told = json.loads(result.out.splitlines()[-1])
+    assert "times what plain ones do" in told["headline"], told["headline"]
+    columns = pq.read_table(told["results"]).to_pydict()
+    runs = [index for index, kind in enumerate(columns["kind"]) if kind == "run"]
+    # Steps times batch; both starts measured alike by all their runs.
+    assert [columns["amount"][index] for index in runs] == [4, 16] * 4
+    sizes, starts = ([columns[name][index] for index in runs] for name in ("size", "start"))
+    assert len(set(sizes[:4])) == len(set(sizes[4:])) == 1
+    assert (sizes[0], starts[0]) == pytest.approx(measured(model, text))
+    assert (sizes[4], starts[4]) == pytest.approx(measured(wide, text))
+    tables = sorted((tmp_path / "out" / "cells").glob("*/language.parquet"))
+    assert len(tables) == 8
+    losses = read_language(tables[0])
+    assert len(losses.before) == 6
+    assert losses.before != losses.after
+    assert "Forgetting against fine-tuning data" in Path(told["page"]).read_text()
+
+
+def measured(model: Path, text: Path) -> tuple[float, float]:
+    """Parameters, and the mean over lines of the loss per token, by transformers alone."""
+    loaded = AutoModelForCausalLM.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    losses = []
+    for line in text.read_text().splitlines():
+        ids = torch.tensor([[*tokenizer(json.loads(line)["text"])["input_ids"], tokenizer.eos_token_id]])
+        with torch.no_grad():
+            losses.append(float(loaded(input_ids=ids, labels=ids).loss))
+    return loaded.num_parameters(), sum(losses) / len(losses)
+
+
+def test_faults_are_told_in_one_line(loralign: Any, adapting: list[str], text: Path) -> None:
+    assert_refused(loralign("scaling", *adapting), "--pretraining_data", "general text")
+    words = ("scaling", *adapting, "--pretraining_data")
+    assert_refused(loralign(*words, text, "--amounts", "0", "5"), "--amounts")
+    assert_refused(loralign(*words, "nowhere.jsonl"), "nowhere.jsonl")
+    assert_refused(loralign(*words, text, "--models", "x", "x"), "--models", "once")
+    assert_refused(loralign(*words, text, "--pretraining_samples", "1"), "too few")
+
+
+def test_resamples_keep_the_arms_of_a_seed_together() -> None:
+    # Noise that both arms share cancels in their ratio, and would not if they were drawn apart.
+    found = cells(wobble=0.3)
+    runs = fit_scaling(found, resamples=RESAMPLES).known["shared"].runs
+    together = estimate_law(runs, resamples=RESAMPLES).parameter(RATIO)
+    apart = estimate_law([replace(run, unit=f"{run.unit} {run.group}") for run in runs], resamples=RESAMPLES).parameter(
+        RATIO
+    )
+    assert together.high - together.low < 0.5 * (apart.high - apart.low)
