@@ -25,6 +25,7 @@ from cell_claims import claimed
 from datasets import Dataset
 from guard_peers import KlToStartTrainer, L2ToStart
 from guard_scoring import Judge, Scoring, UntilAligned
+from guard_table import print_tables
 from peft import LoraConfig, PeftModel
 from trl import SFTConfig
 
@@ -275,78 +276,11 @@ def run(arguments: argparse.Namespace) -> None:
                     run_cell(arguments, task, arm, seed, target)
 
 
-def table(arguments: argparse.Namespace) -> None:
-    """Print a Markdown table for every task: one line per arm, means over seeds."""
-    cells = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(arguments.out.glob("cell_*.json"))]
-    for task in TASKS:
-        own = [cell for cell in cells if cell["task"] == task]
-        if not own:
-            continue
-        lines: dict[str, list[dict[str, Any]]] = {}
-        for cell in own:
-            for point in cell.get("points", []):
-                suffix = (
-                    "" if point["step"] == max(one["step"] for one in cell["points"]) else f", step {point['step']}"
-                )
-                if not suffix or cell["arm"] == "plain":
-                    row = point["scores"] | {"seconds": cell["seconds"] / cell["points"][-1]["step"]}
-                    lines.setdefault(cell["arm"] + suffix, []).append(row)
-            for name, one in cell.get("repairs", {}).items():
-                lines.setdefault(name, []).append(one["scores"] | {"strength": one["strength"]})
-        lines |= stopped_early(own, lines)
-        order = [*ARMS, *REPAIRS]
-        print(f"\n### {task}\n")
-        headings = ("refused, unsafe", "refused, safe", "KL, whole", "KL, opening", "task score", "task loss", "share")
-        print(f"| arm | seeds | {' | '.join(headings)} | s/step |")
-        print(f"| --- | --- |{' --- |' * len(headings)} --- |")
-        for name in sorted(lines, key=lambda one: (order.index(one.split(", step")[0].split(", plain at")[0]), one)):
-            print(_line(name, lines[name]))
-
-
-def stopped_early(cells: list[dict[str, Any]], lines: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Plain LoRA at the task loss that each other arm ends with: between its own points, linearly in the loss."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    keys = ("refusal", "over_refusal", "kl", "kl_opening", "task_loss")
-    for cell in (one for one in cells if one.get("arm") == "plain"):
-        points = sorted((point["scores"] for point in cell["points"]), key=lambda scores: -scores["task_loss"])
-        for name, rows in lines.items():
-            if name.startswith("plain"):
-                continue
-            wanted = sum(row["task_loss"] for row in rows) / len(rows)
-            for before, after in itertools.pairwise(points):
-                if before["task_loss"] >= wanted >= after["task_loss"]:
-                    span = before["task_loss"] - after["task_loss"]
-                    share = (before["task_loss"] - wanted) / span if span else 0.0
-                    known = [key for key in keys if key in before and key in after]
-                    values = {key: before[key] + share * (after[key] - before[key]) for key in known}
-                    found.setdefault(f"{name}, plain at its task loss", []).append(values)
-                    break
-    return found
-
-
-def _line(name: str, rows: list[dict[str, Any]]) -> str:
-    def mean(key: str, form: str) -> str:
-        values = [row[key] for row in rows if row.get(key) is not None]
-        return form.format(sum(values) / len(values)) if values else ""
-
-    columns = [
-        mean("refusal", "{:.2f}"),
-        mean("over_refusal", "{:.2f}"),
-        mean("kl", "{:.3f}"),
-        mean("kl_opening", "{:.3f}"),
-        mean("task_score", "{:.3f}"),
-        mean("task_loss", "{:.3f}"),
-        mean("share", "{:.1%}"),
-        mean("seconds", "{:.2f}"),
-    ]
-    return "| " + " | ".join([name, str(len(rows)), *columns]) + " |"
-
-
 def main() -> None:
     """Parse and dispatch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for name, function in (("start", make_start), ("subspaces", make_subspaces), ("run", run), ("table", table)):
+    for name, function in (("start", make_start), ("subspaces", make_subspaces), ("run", run), ("table", print_tables)):
         command = commands.add_parser(name)
         command.set_defaults(function=function)
         command.add_argument("--out", type=Path, required=True)

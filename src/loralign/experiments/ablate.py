@@ -8,6 +8,7 @@ from loralign.errors import ConfigError
 from loralign.experiments.ablation import align_arms, chosen, guard_arms
 from loralign.experiments.cell import CellSettings, Command
 from loralign.experiments.experiment import ArmResult, ExperimentOptions, run_arms, start_of
+from loralign.experiments.facts import run_facts
 from loralign.experiments.finding import (
     Finding,
     arm_scores,
@@ -71,23 +72,12 @@ def side_by_side(title: str, command: Command, results: Sequence[ArmResult]) -> 
     page = ExperimentPage(
         title=title,
         headline=_headline(results, command),
-        facts=_facts(results),
+        facts=run_facts(results),
         tables=tables,
         charts=[chart for chart in charts if chart is not None],
         notes=[*failure_notes(results), LEGEND, *_remarks(results)],
     )
     return Finding(page, score_columns(scores))
-
-
-def _facts(results: Sequence[ArmResult]) -> list[tuple[str, str]]:
-    cells = [cell for result in results for cell in result.cells]
-    seconds = sum(cell.seconds for cell in cells)
-    return [
-        ("Arms", str(len(results))),
-        ("Cells", str(len(cells))),
-        ("Seeds", ", ".join(map(str, sorted({cell.seed for cell in cells})))),
-        ("Time in cells", f"{seconds / 60:.0f} min"),
-    ]
 
 
 def _headline(results: Sequence[ArmResult], command: Command) -> str:
