@@ -185,6 +185,16 @@ def test_repair_within_a_budget(loralign: Any, guarded: Any, kept: Path) -> None
     assert 0 < found["report"]["strength"] < 1
 
 
+def test_repair_with_fewer_directions_takes_less_out(loralign: Any, guarded: Any, kept: Path) -> None:
+    words = ("repair", guarded.adapter, "--subspace", guarded.directory / "subspace", "--probe", kept, "--json")
+    reports = {}
+    for name, more in (("one", ("--rank", "1")), ("whole", ()), ("beyond", ("--rank", "999"))):
+        reports[name] = json.loads(loralign(*words, *more, "-o", name).out.strip().splitlines()[-1])["report"]
+    changes = {name: sum(layer["change"] for layer in report["layers"]) for name, report in reports.items()}
+    assert 0 < changes["one"] < changes["whole"]
+    assert changes["beyond"] == changes["whole"]
+
+
 class TestFaults:
     def test_nothing_is_cleared_that_the_run_needs(
         self, loralign: Any, guarded: Any, model: Path, task: Path, kept: Path, tmp_path: Path
@@ -241,6 +251,7 @@ class TestFaults:
         words = ("repair", guarded.adapter, "--subspace", guarded.directory / "subspace", "--probe", kept, "-o", "out")
         assert_refused(loralign(*words, "--drift-budget=-1"), "budget")
         assert_refused(loralign(*words, "--strength", "1.5"), "1.5")
+        assert_refused(loralign(*words, "--rank", "0"), "--rank", "at least 1")
         assert_refused(loralign(*words, "--method", "fischer"), "fisher")
         assert not (tmp_path / "out").exists()
 

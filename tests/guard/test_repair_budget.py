@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loralign.errors import ConfigError
 from loralign.guard.repair import repair
 from loralign.guard.repair_methods import fisher_strengths, update_curvatures
 from loralign.guard.repair_search import least_strength
@@ -29,6 +30,45 @@ def test_budget_is_met_with_the_least_strength_to_within_the_tolerance():
     assert report.drift_after == pytest.approx(drift_of_the_subspace(model, subspace), rel=1e-9)
     assert report.drift_after == pytest.approx((1 - report.strength) ** 2 * start, rel=1e-5)
     assert {layer.strength for layer in report.layers} == {report.strength}
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.2, 0.5, 0.6, 1.0])
+def test_by_rank_the_leading_directions_go_whole(strength):
+    model, twin = zoo.lora_model(dtype=torch.float64), zoo.lora_model(dtype=torch.float64)
+    subspace = made_subspace(model, rank=5)
+    report = repair(model, subspace, strength=strength, by_rank=True)
+    # 0.6 of five are three directions, not four for a rounding of 0.6 · 5.
+    rank = {0.0: 0, 0.2: 1, 0.5: 3, 0.6: 3, 1.0: 5}[strength]
+    if rank:
+        repair(twin, subspace.truncated(rank))
+    assert all(torch.equal(old, new) for old, new in zip(factors(twin), factors(model), strict=True))
+    assert {layer.strength for layer in report.layers} == {rank / 5}
+
+
+def test_by_rank_a_budget_is_met_with_the_fewest_directions():
+    model = zoo.lora_model(dtype=torch.float64)
+    subspace = made_subspace(model, rank=10)
+    left = []
+    for rank in range(11):
+        twin = zoo.lora_model(dtype=torch.float64)
+        if rank:
+            repair(twin, subspace.truncated(rank))
+        left.append(drift_of_the_subspace(twin, subspace))
+    budget = left[0] / 5
+    report = repair(
+        model, subspace, drift_budget=budget, by_rank=True, measure=lambda: drift_of_the_subspace(model, subspace)
+    )
+    fewest = next(rank for rank, drift in enumerate(left) if drift <= budget)
+    assert report.met
+    assert {layer.strength for layer in report.layers} == {fewest / 10}
+    assert report.drift_after == pytest.approx(left[fewest])
+
+
+@pytest.mark.parametrize("more", [{"per_layer": True}, {"projection": "soft"}, {"method": "scale"}])
+def test_by_rank_excludes_what_it_cannot_be_joined_with(more):
+    model = zoo.lora_model(dtype=torch.float32)
+    with pytest.raises(ConfigError, match="direction"):
+        repair(model, made_subspace(model), by_rank=True, **more)
 
 
 def test_adapter_within_its_budget_stays_bit_by_bit():

@@ -22,8 +22,12 @@ def repair(
     subspace: str = typer.Option(None, "--subspace", help="A directory of loralign fisher."),
     drift_budget: float = typer.Option(None, "--drift-budget", help="Drift that may remain, in nats per token."),
     strength: float = typer.Option(None, "--strength", help="Instead: share that is taken out, 0 to 1."),
+    rank: int = typer.Option(None, "--rank", help="Leading directions of every layer that are used; all by default."),
     method: str = typer.Option("fisher", "--method", help="fisher, random, scale, safe_lora or intruder."),
     per_layer: bool = typer.Option(False, "--per-layer", help="A strength for every layer, by its Fisher energy."),
+    by_rank: bool = typer.Option(
+        False, "--by-rank", help="Take directions out whole, the leading ones; a budget is met with the fewest."
+    ),
     projection: Projection = typer.Option("hard", "--projection", help="hard or soft."),
     partial: bool = typer.Option(False, "--partial", help="Accept a subspace that covers only some layers."),
     unaligned: str = typer.Option(None, "--unaligned", help="The base before its alignment, for safe_lora."),
@@ -56,7 +60,9 @@ def repair(
             method=method,
             strength=strength,
             drift_budget=drift_budget,
+            rank=rank,
             per_layer=per_layer,
+            by_rank=by_rank,
             projection=projection,
             partial=partial,
             unaligned=unaligned,

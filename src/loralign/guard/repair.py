@@ -11,7 +11,7 @@ from loralign.errors import ConfigError
 from loralign.guard.peers import PeerOptions, SafeLoraRepairer, ScaleRepairer
 from loralign.guard.projection import update_shares
 from loralign.guard.repair_intruders import IntruderRepairer
-from loralign.guard.repair_methods import ProjectionRepairer, Repairer
+from loralign.guard.repair_methods import ProjectionRepairer, RankRepairer, Repairer
 from loralign.guard.repair_report import RepairReport
 from loralign.guard.repair_search import Trial, check_budget, least_strength
 from loralign.guard.repair_work import RepairWork
@@ -31,6 +31,7 @@ def repair(
     drift_budget: float | None = None,
     measure: Callable[[], float] | None = None,
     per_layer: bool = False,
+    by_rank: bool = False,
     projection: Projection = "hard",
     partial: bool = False,
     unaligned: nn.Module | None = None,
@@ -66,6 +67,9 @@ def repair(
             ``lambda: probes.measure(model).kl``; needed for a budget, and otherwise called before and after.
         per_layer: for ``fisher`` and ``random``: the strength is ``κ``, from which every layer's own ``ρ`` follows by
             its Fisher energy (:func:`~loralign.guard.repair_methods.fisher_strengths`).
+        by_rank: for ``fisher`` and ``random``: the strength is the share of every layer's directions that are taken out
+            whole, those of the largest eigenvalues first, in place of a share of all of them: a budget is then met with
+            the fewest directions.
         projection: ``"hard"`` or ``"soft"``, for ``fisher`` and ``random``.
         partial: allow a subspace that covers only some of the layers; the others stay as they are.
         unaligned: the base model before its alignment, for ``safe_lora``.
@@ -96,7 +100,10 @@ def repair(
         if subspace is None:
             raise ConfigError(f"method {method!r} needs a subspace", fix="estimate one with loralign fisher")
         used = covering if method == "fisher" else subspace.random_like(seed).match(layers, partial=partial)
-        repairer = ProjectionRepairer(layers, used, projection, per_layer)
+        _check_by_rank(by_rank, per_layer, projection)
+        repairer = RankRepairer(layers, used) if by_rank else ProjectionRepairer(layers, used, projection, per_layer)
+    elif by_rank:
+        raise ConfigError(f"method {method!r} has no directions", fix="use method 'fisher' or 'random'")
     elif per_layer:
         raise ConfigError(f"method {method!r} has no strengths per layer", fix="use method 'fisher' or 'random'")
     else:
@@ -121,6 +128,7 @@ def repair(
         method=method,
         projection=projection,
         per_layer=per_layer,
+        by_rank=by_rank,
         strength=chosen if isinstance(chosen, float) else None,
         drift_budget=drift_budget,
         met=met,
@@ -174,6 +182,15 @@ def _shares(layers: Sequence[LoraFactors], covering: Sequence[LayerSubspace | No
 def _check_choice(value: str, known: Sequence[str], what: str) -> None:
     if value not in known:
         raise ConfigError(f"{what} {value!r} is unknown", fix=f"use one of {', '.join(known)}")
+
+
+def _check_by_rank(by_rank: bool, per_layer: bool, projection: Projection) -> None:
+    if by_rank and (per_layer or projection != "hard"):
+        raise ConfigError(
+            "taking directions out whole leaves no strengths per layer and no soft projection",
+            place="by_rank",
+            fix="choose one of them",
+        )
 
 
 def _check_goal(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -72,6 +73,44 @@ class ProjectionRepairer:
         """See :class:`Repairer`."""
         project(self._layers, self._subspaces, strengths, self._projection)
         return list(strengths)
+
+    def cosines(self) -> list[float | None]:
+        """See :class:`Repairer`."""
+        return [None] * len(self._layers)
+
+
+class RankRepairer:
+    """``B' = B − U_k (U_kᵀB)`` with the ``k = ⌈κq⌉`` leading of every layer's ``q`` directions, ``κ`` the strength.
+
+    Of all projectors of rank ``k`` onto directions of the subspace it takes out most of the Fisher matrix.
+
+    Args:
+        layers: all layers of the adapter.
+        subspaces: ``U (m, q)`` of each, or ``None`` where a layer is not covered.
+    """
+
+    default_strength = 1.0
+    by_layer = True
+
+    def __init__(self, layers: Sequence[LoraFactors], subspaces: Sequence[LayerSubspace | None]) -> None:
+        self._layers = list(layers)
+        self._subspaces = list(subspaces)
+
+    def strengths(self, strength: float) -> list[float]:
+        """See :class:`Repairer`."""
+        return [0.0 if subspace is None else strength for subspace in self._subspaces]
+
+    def apply(self, strengths: Sequence[float]) -> list[float]:
+        """See :class:`Repairer`; gives the shares of directions that were taken out."""
+        used: list[LayerSubspace | None] = []
+        shares = []
+        for subspace, strength in zip(self._subspaces, strengths, strict=True):
+            # Rounding must not add a direction.
+            rank = 0 if subspace is None else math.ceil(round(strength * subspace.rank, 9))
+            used.append(None if subspace is None or rank == 0 else subspace.truncated(rank))
+            shares.append(0.0 if subspace is None or subspace.rank == 0 else rank / subspace.rank)
+        project(self._layers, used)
+        return shares
 
     def cosines(self) -> list[float | None]:
         """See :class:`Repairer`."""

@@ -66,6 +66,7 @@ class RepairReport:
         trials: strengths tried for the budget, with the drift of each, in their order.
         layers: one record per LoRA layer, in the model's order.
         seed: of the random control.
+        by_rank: whether strengths are shares of directions that were taken out whole, the leading ones.
     """
 
     method: str
@@ -80,6 +81,7 @@ class RepairReport:
     layers: list[LayerRepair]
     trials: list[Trial] = field(default_factory=list)
     seed: int = 0
+    by_rank: bool = False
 
     @property
     def removed(self) -> float:

@@ -62,12 +62,18 @@ METHODS = ("fisher", "random", "scale", "safe_lora", "intruder")
 
 @dataclass(frozen=True)
 class RepairOptions:
-    """How to repair; see :func:`loralign.guard.repair`."""
+    """How to repair; see :func:`loralign.guard.repair`.
+
+    ``rank`` takes so many leading directions of every layer's subspace, in place of all: fewer cost the task less and
+    leave more of the drift.
+    """
 
     method: str = "fisher"
     strength: float | None = None
     drift_budget: float | None = None
+    rank: int | None = None
     per_layer: bool = False
+    by_rank: bool = False
     projection: Projection = "hard"
     partial: bool = False
     unaligned: str | None = None
@@ -81,6 +87,8 @@ class RepairOptions:
             raise ConfigError(f"strength {self.strength} is not in 0 to 1", place="--strength")
         if self.strength is not None and self.drift_budget is not None:
             raise ConfigError("a strength and a budget exclude each other", place="--strength", fix="give one of them")
+        if self.rank is not None and self.rank < 1:
+            raise ConfigError(f"rank {self.rank} leaves no direction", place="--rank", fix="use at least 1")
         if self.drift_budget is not None:
             check_budget(self.drift_budget)
 
@@ -135,6 +143,8 @@ def repair_adapter(
         response_tokens=probe_tokens or None,
     )
     known = None if subspace is None else AlignmentSubspace.load(subspace, loaded.model)
+    if known is not None and options.rank is not None:
+        known = known.truncated(options.rank)
     unaligned = None
     if options.unaligned is not None:
         unaligned = onto_device(load_model(options.unaligned, dtype=dtype)).model
@@ -160,6 +170,7 @@ def repair_adapter(
         drift_budget=options.drift_budget,
         measure=drift,
         per_layer=options.per_layer,
+        by_rank=options.by_rank,
         projection=options.projection,
         partial=options.partial,
         unaligned=unaligned,

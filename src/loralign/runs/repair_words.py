@@ -13,6 +13,8 @@ def repair_sentence(run: dict[str, Any]) -> str:
     strength = report["strength"]
     how = "strengths by layer" if strength is None else f"strength {strength:.2f}"
     how += " overall, shared out by layer" if report["per_layer"] else ""
+    if report.get("by_rank") and strength is not None:
+        how = f"{strength:.0%} of the directions, the leading ones"
     text = f"Method {report['method']}, {how}: {report['removed']:.1%} of the update is gone, drift fell from "
     text += f"{run['drift_before']['value']:.3f} to {run['drift_after']['value']:.3f} nats per token."
     if report["met"] is False:
