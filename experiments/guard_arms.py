@@ -67,6 +67,12 @@ REPAIRS: dict[str, dict[str, Any]] = {
     "safe lora": {"method": "safe_lora"},
     "intruder": {"method": "intruder"},
 }
+# With all samples, and of the directions the fewest that leave a tenth of plain LoRA's drift.
+FINE_REPAIRS: dict[str, dict[str, Any]] = {
+    "repair, fewest directions": {"by_rank": True, "subspace": "subspace_all", "rank": 64, "left": 0.1},
+    "repair, fewest directions, 30 %": {"by_rank": True, "subspace": "subspace_all", "rank": 64, "left": 0.3},
+    "scaled to the same drift": {"method": "scale", "left": 0.1},
+}
 
 
 def training_config(output: Path, arguments: argparse.Namespace, seed: int, **options: Any) -> SFTConfig:
@@ -152,6 +158,17 @@ def make_subspaces(arguments: argparse.Namespace) -> None:
                 response_tokens=tokens,
                 max_length=arguments.max_length,
             ).save(arguments.out / name)
+    if not (arguments.out / "subspace_all").is_dir():
+        everything = tokenise_completions(
+            load_alignment_data("builtin", split="train"), start.tokenizer, arguments.max_length
+        )
+        estimate_fisher(
+            start.model,
+            everything,
+            rank=64,
+            response_tokens=arguments.fisher_tokens,
+            max_length=arguments.max_length,
+        ).save(arguments.out / "subspace_all")
 
 
 def run_cell(arguments: argparse.Namespace, task: str, arm: str, seed: int, target: Path) -> None:
@@ -221,22 +238,26 @@ def _probe(arguments: argparse.Namespace, start: Any) -> Any:
     return tokenise_completions(rows, start.tokenizer, arguments.max_length)
 
 
-def run_repairs(arguments: argparse.Namespace, task: str, seed: int, target: Path) -> None:
+def run_repairs(
+    arguments: argparse.Namespace, task: str, seed: int, target: Path, repairs: dict[str, dict[str, Any]]
+) -> None:
     """Repair the plain arm's adapter in every way, each time from its trained state."""
     start = load_model(str(arguments.out / "start"))
     judge = Judge(arguments, start, task=task, probe=_probe(arguments, start))
     model = PeftModel.from_pretrained(start.model, str(adapter_of(arguments, task, seed)), is_trainable=True)
     model.eval()
-    spaces = {
-        name: AlignmentSubspace.load(arguments.out / name, start.model) for name in ("subspace", "subspace_whole")
-    }
+    names = {str(options.get("subspace", "subspace")) for options in repairs.values()} | {"subspace"}
+    spaces = {name: AlignmentSubspace.load(arguments.out / name, start.model) for name in names}
     trained = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
     unaligned = load_model().model
+    unrepaired = judge.drift(model)
     found = {}
-    for name, options in REPAIRS.items():
+    for name, options in repairs.items():
         settings = dict(options)
         subspace = spaces[settings.pop("subspace", "subspace")]
         subspace = subspace.truncated(settings.pop("rank", arguments.subspace_rank))
+        if "left" in settings:
+            settings["drift_budget"] = settings.pop("left") * unrepaired
         began = time.perf_counter()
         report = repair(
             model,
@@ -251,6 +272,7 @@ def run_repairs(arguments: argparse.Namespace, task: str, seed: int, target: Pat
             "scores": judge.summary(model, subspace),
             "strength": report.strength,
             "removed": report.removed,
+            "directions": sorted({round(one.strength * subspace.rank) for one in report.layers})[-1],
             "met": report.met,
             "seconds": seconds,
         }
@@ -263,15 +285,16 @@ def run_repairs(arguments: argparse.Namespace, task: str, seed: int, target: Pat
 
 def run(arguments: argparse.Namespace) -> None:
     """Work through the grid; a cell that another worker has taken is left to it."""
-    for seed, task, arm in itertools.product(arguments.seeds, arguments.tasks, [*arguments.arms, "repairs"]):
+    repairs = {"repairs": REPAIRS, "fine repairs": FINE_REPAIRS}
+    for seed, task, arm in itertools.product(arguments.seeds, arguments.tasks, [*arguments.arms, *repairs]):
         target = arguments.out / f"cell_{task}_{arm.replace(' ', '').replace(',', '-')}_{seed}.json"
-        if arm == "repairs" and not adapter_of(arguments, task, seed).is_dir():
+        if arm in repairs and not adapter_of(arguments, task, seed).is_dir():
             continue
         with claimed(target) as mine:
             if mine:
                 print(f"{task}, {arm}, seed {seed}", flush=True)
-                if arm == "repairs":
-                    run_repairs(arguments, task, seed, target)
+                if arm in repairs:
+                    run_repairs(arguments, task, seed, target, repairs[arm])
                 else:
                     run_cell(arguments, task, arm, seed, target)
 
@@ -306,7 +329,7 @@ def main() -> None:
         command.add_argument("--task-samples", type=int, default=100)
         if name == "run":
             command.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-            command.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+            command.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
             command.add_argument("--seeds", nargs="+", type=int, default=[0])
             command.add_argument("--at", nargs="+", type=int, default=[20, 40, 60])
             command.add_argument("--l2-weight", type=float, default=0.05)

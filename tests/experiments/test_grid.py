@@ -17,7 +17,7 @@ from optuna.trial import Trial
 
 from loralign.errors import ConfigError
 from loralign.experiments.failure import CellFailed
-from loralign.experiments.grid import Progress, Storage, Work, failures, finished_trials
+from loralign.experiments.grid import Objective, Progress, Storage, Work, failures, finished_trials
 from tests.experiments.worker import CELLS
 
 
@@ -52,6 +52,82 @@ def test_every_cell_is_run_once_and_a_failure_stops_nothing(tmp_path: Path) -> N
     # Neither what is finished nor what failed is done twice.
     work.run_all(CELLS, objective)
     assert len(done) == 6
+
+
+def counted(done: list[str], fails: str = "") -> Objective:
+    def objective(trial: Trial) -> float:
+        cell = trial.suggest_categorical("cell", [one["cell"] for one in CELLS])
+        done.append(cell)
+        if cell == fails:
+            raise CellFailed("no memory")
+        return 0.0
+
+    return objective
+
+
+def test_what_has_no_results_is_run_again_whatever_the_database_says(tmp_path: Path) -> None:
+    """Results that were removed, another output directory with the same database, another try of what failed."""
+    done: list[str] = []
+    work = Work("grid", Storage.beside(tmp_path))
+    work.run_all(CELLS, counted(done, fails="c1"))
+    for _ in range(2):
+        done.clear()
+        work.run_all(CELLS, counted(done, fails="c1"), lambda one: one["cell"] in ("c1", "c4"))
+        assert sorted(done) == ["c1", "c4"]
+
+
+def test_an_interrupted_cell_is_the_next_that_is_run_and_nothing_is_drawn(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    def interrupted(trial: Trial) -> float:
+        cell = trial.suggest_categorical("cell", [one["cell"] for one in CELLS])
+        if cell == "c2":
+            raise KeyboardInterrupt
+        done.append(cell)
+        return 0.0
+
+    with pytest.raises(KeyboardInterrupt):
+        Work("grid", Storage.beside(tmp_path)).run_all(CELLS, interrupted)
+    Work("grid", Storage.beside(tmp_path)).run_all(CELLS, counted(done))
+    assert sorted(done) == [one["cell"] for one in CELLS]
+
+
+def test_a_search_tries_failed_points_again_when_asked(tmp_path: Path) -> None:
+    tried: list[float] = []
+
+    def objective(trial: Trial) -> float:
+        tried.append(trial.suggest_float("x", 0, 1))
+        if len(tried) in (2, 4):
+            raise CellFailed("diverged")
+        return tried[-1]
+
+    def work() -> Work:
+        return Work("search", Storage.beside(tmp_path), sampler=optuna.samplers.RandomSampler(seed=1))
+
+    work().search(3, objective)
+    work().search(3, objective, again=True)
+    assert tried[3:] == [tried[1]]
+    work().search(3, objective, again=True)
+    assert len(tried) == 6
+    assert set(tried[4:]) == {tried[1]}
+
+
+def test_a_trial_given_to_another_meanwhile_is_left_to_it(tmp_path: Path) -> None:
+    work = Work("grid", Storage.beside(tmp_path))
+    study = work.open()
+    done: list[str] = []
+
+    def objective(trial: Trial) -> float:
+        cell = trial.suggest_categorical("cell", [one["cell"] for one in CELLS])
+        if not done:
+            # As another worker does that takes this one for dead.
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            study.enqueue_trial({"cell": cell})
+        done.append(cell)
+        return 0.0
+
+    work.run_all(CELLS, objective)
+    assert sorted(done) == sorted([done[0], *(one["cell"] for one in CELLS)])
 
 
 def test_another_fault_than_a_cells_own_ends_the_work(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import typer
@@ -44,13 +45,16 @@ def run_experiment(
         ) from error
 
     recipe = parse_experiment(name, own, command, words)
-    helpers = _helpers(recipe.experiment.workers, name, words)
+    options = recipe.experiment.options(_tell)
+    helpers = _helpers(recipe.experiment.workers, name, words, options.output)
     try:
-        options = recipe.experiment.options(_tell)
         finding = act(recipe, options).told(recipe.words, recipe.base)
-    finally:
+    except BaseException:
         for helper in helpers:
-            helper.wait()
+            helper.terminate()
+        raise
+    for helper in helpers:
+        helper.wait()
     directory = options.output / "results" / name.replace(" ", "-")
     finding.write(directory)
     if len(words) < len(arguments):
@@ -78,8 +82,8 @@ def _tell(progress: Any) -> None:
     typer.echo(f"[{progress.finished}/{progress.total}] cells finished{failed}{told}", err=True)
 
 
-def _helpers(workers: int, name: str, words: Sequence[str]) -> list[subprocess.Popen[bytes]]:
-    """Further processes that do the same; each, this one too, computes with its share of the cores."""
+def _helpers(workers: int, name: str, words: Sequence[str], output: Path) -> list[subprocess.Popen[bytes]]:
+    """Further processes that do the same, each with a log; each, this one too, computes with its share of the cores."""
     if workers < 2:
         return []
     import torch
@@ -88,11 +92,16 @@ def _helpers(workers: int, name: str, words: Sequence[str]) -> list[subprocess.P
     torch.set_num_threads(share)
     command = [sys.executable, "-m", "loralign", *name.split(), *words, "--workers", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(share)}
-    quiet = subprocess.DEVNULL
-    return [
-        subprocess.Popen(command, env=environment, stdin=quiet, stdout=quiet, stderr=quiet)  # noqa: S603
-        for _ in range(workers - 1)
-    ]
+    output.mkdir(parents=True, exist_ok=True)
+    helpers = []
+    for number in range(1, workers):
+        with (output / f"worker-{number}.log").open("ab") as log:
+            helpers.append(
+                subprocess.Popen(  # noqa: S603
+                    command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+                )
+            )
+    return helpers
 
 
 def _help(name: str, own: type[Any], command: Any, *, whole: bool) -> str:

@@ -21,6 +21,15 @@ from loralign.training.options import option
 T = TypeVar("T")
 
 
+DECIDED = {
+    "seed": "give --seeds, with each of which every arm is run",
+    "output_dir": "give --output",
+    "resume": "repeat the command, and it goes on by itself",
+    "overwrite": "choose another --output",
+}
+"""Fields of recipes that an experiment sets, and what to give instead."""
+
+
 @dataclass
 class ExperimentArguments:
     """Where an experiment goes, how often and by whom its cells are run, and what is measured of them."""
@@ -96,6 +105,9 @@ def parse_experiment(name: str, own: type[T], command: Command, arguments: Seque
     words = list(arguments)
     if words and not words[0].startswith("-"):
         words[:1] = ["--model", words[0]]
+    for flag, fix in DECIDED.items():
+        if any(word == f"--{flag}" or word.startswith(f"--{flag}=") for word in words):
+            raise ConfigError(f"--{flag} is decided by the experiment", place="command line", fix=fix)
     objects = experiment_settings(name, own, command).parse(words)
     recipe = Recipe(*objects[2:]) if command == "align" else AdaptRecipe(*objects[2:])
     if command == "adapt" and not recipe.run.data:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
+
+import yaml
 
 from loralign import __version__
 from loralign.errors import ConfigError
@@ -16,15 +19,30 @@ from loralign.runs import parse_adapt_recipe, parse_recipe
 from loralign.runs.adapt_recipe import ADAPT, AdaptRecipe
 from loralign.runs.recipe import ALIGN, Recipe
 from loralign.runs.settings import plain
+from loralign.training import GuardConfig
 
 Command = Literal["align", "adapt"]
 CellSettings = dict[str, Any]
 """Every field of a recipe and its value."""
 
-_PLACES = ("model", "adapter", "guard", "data", "validation_data", "alignment_data", "probe_data")
+_PLACES = (
+    "model",
+    "adapter",
+    "guard",
+    "data",
+    "validation_data",
+    "alignment_data",
+    "probe_data",
+    "preservation_prompts",
+)
 # Where a run goes and whether it goes on says nothing about what it finds.
 _OWN = ("output_dir", "resume", "overwrite")
 _SEED = "seed"
+# What a guard is told decides nothing where there is none, but for how the drift is measured.
+_OF_A_GUARD = {one.name for one in fields(GuardConfig) if not one.name.startswith("probe")} | {
+    "fisher_samples",
+    "fisher_tokens",
+}
 
 
 @dataclass(frozen=True)
@@ -68,20 +86,20 @@ def base_settings(command: Command, arguments: Sequence[str]) -> CellSettings:
 
 
 def flat_settings(recipe: Recipe | AdaptRecipe) -> CellSettings:
-    """A recipe as one mapping: our own fields, and TRL's that differ from what the command has by default.
+    """A recipe as one mapping: our own fields, the seed, and TRL's that differ from what the command has by default.
 
     What says where a run goes is left out.
     """
-    settings = recipe.settings()
+    own = {name: value for part in recipe.settings().values() for name, value in part.items()}
     default = _default_training("align" if isinstance(recipe, Recipe) else "adapt")
-    # TRL fills in fields of its own, such as a whole accelerator configuration, which are no flags.
-    changed = {
-        name: value
-        for name, value in settings.pop("training").items()
-        if plain(getattr(default, name)) != value or name in (_SEED, "max_length", "max_steps", "learning_rate")
-    }
-    own = {name: value for part in settings.values() for name, value in part.items()}
-    return {name: value for name, value in {**own, **changed}.items() if name not in _OWN}
+    # By comparison with the command's own defaults: with TRL's, a value that is TRL's default would be lost where ours
+    # is another. TRL fills in fields of its own alike on both sides.
+    for one in fields(recipe.training):
+        own.pop(one.name, None)
+        value = plain(getattr(recipe.training, one.name, None))
+        if one.init and (one.name == _SEED or value != plain(getattr(default, one.name, None))):
+            own[one.name] = value
+    return {name: value for name, value in own.items() if name not in _OWN}
 
 
 @cache
@@ -95,11 +113,12 @@ def make_cell(
     overrides: Mapping[str, Any],
     seed: int,
     measures: Mapping[str, Any] | None = None,
+    accelerate: Sequence[str] | None = None,
 ) -> Cell:
     """A cell from a base recipe and what is different in it.
 
     Equal settings give equal fingerprints however they are written: the recipe is parsed as the command would parse it,
-    defaults filled in, and what it names on disk is known by its content.
+    defaults filled in, and what it names on disk is known by its content, wherever it lies.
 
     Args:
         command: ``align`` or ``adapt``.
@@ -107,19 +126,21 @@ def make_cell(
         overrides: recipe fields and their values here; ``None`` takes a field back to its default.
         seed: of the run.
         measures: what else is measured.
+        accelerate: words after ``accelerate launch``, since the number of processes is part of the batch; ``None``
+            where the cell runs without it.
 
     Raises:
         ConfigError: a field that the command does not have, or a value that it refuses.
     """
-    settings = {**base, **overrides, _SEED: seed}
-    resolved = flat_settings(_parse(command, _words(settings)))
+    kept = {name: value for name, value in base.items() if name not in overrides}
+    # Overrides go in as flags, which are read as their fields are typed: a space's values are text.
+    resolved = flat_settings(_parse(command, _flags(overrides), {**kept, _SEED: seed}))
     measures = dict(measures or {})
-    named = [resolved.get(name) for name in _PLACES] + list(measures.values())
     identity = {
         "command": command,
-        "settings": resolved,
-        "measures": measures,
-        "contents": {place: digest for place in _texts(named) if (digest := contents_digest(place)) is not None},
+        "settings": _known_by_content(_without_idle(resolved), _PLACES),
+        "measures": _known_by_content(measures, tuple(measures)),
+        "accelerate": None if accelerate is None else list(accelerate),
         "version": __version__,
     }
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
@@ -132,48 +153,50 @@ def recipe_of(cell: Cell, output_dir: str) -> Recipe | AdaptRecipe:
     Raises:
         ConfigError: as the command itself would.
     """
-    return _parse(cell.command, _words({**cell.settings, "output_dir": output_dir, "resume": True}))
+    return _parse(cell.command, [], {**cell.settings, "output_dir": output_dir, "resume": True})
 
 
-def recipe_words(cell: Cell, output_dir: str) -> list[str]:
-    """The same as a command line, after ``loralign``."""
-    return [cell.command, *_words({**cell.settings, "output_dir": output_dir, "resume": True})]
+def recipe_text(cell: Cell, output_dir: str) -> str:
+    """The same as a YAML file for ``--config``."""
+    return yaml.safe_dump({**cell.settings, "output_dir": output_dir, "resume": True}, sort_keys=True)
 
 
-def _parse(command: Command, arguments: Sequence[str]) -> Recipe | AdaptRecipe:
+def _parse(command: Command, arguments: Sequence[str], given: Mapping[str, Any] | None = None) -> Recipe | AdaptRecipe:
     if command == "align":
-        return parse_recipe(arguments)
+        return parse_recipe(arguments, given)
     if command == "adapt":
-        return parse_adapt_recipe(arguments)
+        return parse_adapt_recipe(arguments, given)
     raise ConfigError(f"{command!r} is no command that trains", place="command", fix="use align or adapt")
 
 
-def _words(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as flags. A field that is ``None`` keeps its default, and so does an empty list."""
+def _flags(overrides: Mapping[str, Any]) -> list[str]:
     words: list[str] = []
-    for name, value in settings.items():
-        if value is None or value == [] or value == {}:
+    for name, value in overrides.items():
+        if value is None:
             continue
-        if isinstance(value, Mapping):
-            words += [f"--{name}", json.dumps(value)]
-        elif isinstance(value, list | tuple):
-            words += [f"--{name}", *map(_text, value)]
-        else:
-            words += [f"--{name}", _text(value)]
+        values = value if isinstance(value, list | tuple) else [value]
+        words += [f"--{name}", *(json.dumps(one) if isinstance(one, bool | Mapping) else str(one) for one in values)]
     return words
 
 
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, float) else str(value)
+def _without_idle(settings: Mapping[str, Any]) -> CellSettings:
+    idle = _OF_A_GUARD if settings.get("guard") == "none" else set()
+    return {name: value for name, value in settings.items() if name not in idle}
 
 
-def _texts(values: Sequence[Any]) -> list[str]:
-    found: list[str] = []
-    for value in values:
-        if isinstance(value, str):
-            found.append(value)
-        elif isinstance(value, list | tuple):
-            found += _texts(value)
-        elif isinstance(value, Mapping):
-            found += _texts(list(value.values()))
-    return sorted(set(found))
+def _known_by_content(settings: Mapping[str, Any], places: Sequence[str]) -> CellSettings:
+    """The settings with the digest of its content in place of the name of whatever is on this machine."""
+    return {name: _digests(value) if name in places else value for name, value in settings.items()}
+
+
+def _digests(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_digests(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    digest = contents_digest(value)
+    if digest is None:
+        return value
+    # NAME=PLACE: the name stays.
+    name = value.partition("=")[0] if "=" in value and not Path(value).exists() else ""
+    return f"{name}=sha256:{digest}"

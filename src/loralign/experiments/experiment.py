@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from loralign.errors import ConfigError
 from loralign.experiments.cell import Cell, CellSettings, Command, make_cell
 from loralign.experiments.grid import Progress, Storage, Work
 from loralign.experiments.measuring import Measures
-from loralign.experiments.outcomes import Samples, outcome
+from loralign.experiments.outcomes import outcome
 from loralign.experiments.running import Launcher, run_cell
+from loralign.experiments.seed_means import Samples, Units
 from loralign.experiments.store import CellRecord, CellStore
 from loralign.models import is_adapter, merge_adapter
 from loralign.models.adapter_files import inspect_adapter
@@ -58,6 +59,14 @@ class ExperimentOptions:
     measures: Measures = field(default_factory=Measures)
     tell: Tell = field(default=lambda progress: None)
 
+    def cell(self, command: Command, base: CellSettings, overrides: Mapping[str, Any], seed: int) -> Cell:
+        """A cell of this experiment.
+
+        Raises:
+            ConfigError: as :func:`~loralign.experiments.cell.make_cell`.
+        """
+        return make_cell(command, base, overrides, seed, self.measures.to_json(), self.launcher.accelerate)
+
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds {list(self.seeds)} are none or repeat", place="--seeds", fix="give each once")
@@ -74,12 +83,25 @@ class ArmResult:
         cells: its finished cells, a seed each.
         outcomes: of those, by measure.
         failures: why the others failed, by seed.
+        groups: of the cells, where they are of several arms; only those of one group and seed are compared.
     """
 
     arm: Arm
     cells: tuple[CellRecord, ...]
     outcomes: tuple[dict[str, Samples], ...]
     failures: dict[int, str] = field(default_factory=dict)
+    groups: tuple[str, ...] = ()
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of the cells, in their order."""
+        return [cell.seed for cell in self.cells]
+
+    @property
+    def units(self) -> Units:
+        """Outcomes by group and seed."""
+        groups = self.groups or ("",) * len(self.cells)
+        return dict(zip(zip(groups, self.seeds, strict=True), self.outcomes, strict=True))
 
     @property
     def keys(self) -> set[str]:
@@ -110,9 +132,7 @@ def run_arms(
             run.
     """
     cells = {
-        (arm.name, seed): make_cell(command, base, arm.overrides, seed, options.measures.to_json())
-        for seed in options.seeds
-        for arm in arms
+        (arm.name, seed): options.cell(command, base, arm.overrides, seed) for seed in options.seeds for arm in arms
     }
     if len(cells) < len(arms) * len(options.seeds):
         raise ConfigError("two arms have one name", place=name, fix="name them differently")
@@ -125,20 +145,24 @@ def run_arms(
         seed = trial.suggest_categorical("seed", list(options.seeds))
         return run_cell(store, cells[arm, seed], options.launcher).seconds
 
+    def wanted(parameters: Mapping[str, Any]) -> bool:
+        record = store.record(cells[parameters["arm"], parameters["seed"]])
+        return record is None or (options.launcher.retry and not record.finished)
+
     work = Work(
-        study_name(name, cells.values(), retry=options.launcher.retry),
+        study_name(name, cells.values()),
         Storage.beside(options.output, options.storage),
         directions=("minimize",),
         tell=options.tell,
     )
-    work.run_all([{"arm": arm, "seed": seed} for arm, seed in cells], objective)
+    work.run_all([{"arm": arm, "seed": seed} for arm, seed in cells], objective, wanted)
     return [_collect(store, arm, {seed: cells[arm.name, seed] for seed in options.seeds}) for arm in arms]
 
 
-def study_name(name: str, cells: Any, *, retry: bool = False) -> str:
-    """The name under which workers find each other: another for other cells, and one of its own for another try."""
+def study_name(name: str, cells: Iterable[Cell]) -> str:
+    """The name under which workers find each other: another for other cells."""
     digest = hashlib.sha256(json.dumps(sorted(cell.fingerprint for cell in cells)).encode()).hexdigest()
-    return f"{name}-{digest[:12]}" + ("-retry" if retry else "")
+    return f"{name}-{digest[:12]}"
 
 
 def start_of(base: CellSettings, output: Path) -> CellSettings:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
+from filelock import FileLock
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from loralign.errors import ConfigError
+from loralign.errors import ConfigError, StateError
 from loralign.experiments.failure import CellFailed
 
+logger = logging.getLogger(__name__)
+
+Parameters = dict[str, Any]
 Objective = Callable[[Trial], "float | Sequence[float]"]
 
 Direction = Literal["minimize", "maximize"]
@@ -65,7 +71,8 @@ class Storage:
             ConfigError: there is no such database, or no driver for it.
         """
         try:
-            with warnings.catch_warnings():
+            # Two workers that make the tables of a new database at once get in each other's way.
+            with self._alone(), warnings.catch_warnings():
                 # The heartbeat is what experiments rest on; Optuna calls it experimental.
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 return RDBStorage(
@@ -75,10 +82,13 @@ class Storage:
                     heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=_RETRIES),
                 )
         except (SQLAlchemyError, ImportError, ValueError) as error:
-            reason = " ".join(str(error).split()).partition(" (Background")[0]
             raise ConfigError(
-                f"cannot be used: {reason}", place="--storage", fix="give a URL such as sqlite:///trials.db"
+                f"cannot be used: {_one_line(error)}", place="--storage", fix="give a URL such as sqlite:///trials.db"
             ) from error
+
+    def _alone(self) -> AbstractContextManager[Any]:
+        file = self.url.removeprefix("sqlite:///")
+        return FileLock(f"{file}.lock") if file != self.url and Path(file).parent.is_dir() else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -139,41 +149,89 @@ class Work:
             load_if_exists=True,
         )
 
-    def run_all(self, parameters: Sequence[dict[str, Any]], objective: Objective) -> optuna.Study:
-        """Run a trial for each set of parameters, none twice, however many workers call this.
+    def run_all(
+        self,
+        parameters: Sequence[Parameters],
+        objective: Objective,
+        wanted: Callable[[Parameters], bool] = lambda parameters: False,
+    ) -> optuna.Study:
+        """Run a trial for each set of parameters, however many workers call this; nothing else is ever tried.
 
-        Returns when all are finished or failed, by whomever; a trial whose worker has died is run by another.
+        Returns when none is waiting or running, by whomever; a trial whose worker has died is run by another.
 
         Args:
             parameters: one set a trial, in the order of work.
             objective: of a trial, whose parameters are fixed; raises :class:`CellFailed`.
+            wanted: whether a set is to be run although a trial of it has ended: its results were removed or lie in
+                another directory, or it failed and is to be tried again.
         """
         study = self.open()
         for one in parameters:
-            # Two workers that begin at the same moment may both enqueue it; its cell is then found finished.
-            study.enqueue_trial(one, skip_if_exists=True)
+            states = {trial.state for trial in study.get_trials(deepcopy=False) if _parameters(trial) == one}
+            if not states & {TrialState.WAITING, TrialState.RUNNING} and (not _ended(study, one) or wanted(one)):
+                # Two workers that begin at the same moment may both enqueue it; its cell is then found finished.
+                study.enqueue_trial(one)
         return self._work(study, objective, len(parameters), distinct=True)
 
-    def search(self, trials: int, objective: Objective) -> optuna.Study:
-        """Run as many trials in all as wanted, those of earlier calls and of other workers included."""
-        return self._work(self.open(), objective, trials, distinct=False)
+    def search(self, trials: int, objective: Objective, *, again: bool = False) -> optuna.Study:
+        """Run as many trials in all as wanted, those of earlier calls and of other workers included.
+
+        Args:
+            trials: in all.
+            objective: of a trial; raises :class:`CellFailed`.
+            again: try the points of failed trials once more, beyond that number.
+        """
+        study = self.open()
+        lost = [trial for trial in study.get_trials(deepcopy=False) if _failed(trial)] if again else []
+        for trial in lost:
+            study.enqueue_trial(_parameters(trial), skip_if_exists=False)
+        return self._work(study, objective, trials + len(lost), distinct=False)
 
     def _work(self, study: optuna.Study, objective: Objective, total: int, *, distinct: bool) -> optuna.Study:
-        seconds, own = 0.0, 0
+        seconds, own, told = 0.0, 0, None
         while True:
             self._free_lost_trials(study)
             progress = _progress(study, total, seconds, own, distinct)
-            self.tell(progress)
+            if progress != told:
+                self.tell(progress)
+                told = progress
             waiting = bool(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
-            if progress.finished >= total and not waiting:
-                return study
-            if not waiting and progress.finished + progress.running >= total:
-                # Others are at the last ones, and may die.
-                time.sleep(_POLL)
-                continue
+            if not waiting and (progress.running or distinct or progress.finished >= total):
+                if not progress.running:
+                    return study
+                if distinct or progress.finished + progress.running >= total:
+                    # Others are at the last ones, and may die.
+                    time.sleep(_POLL)
+                    continue
             began = time.monotonic()
-            study.optimize(_recorded(objective), n_trials=1, catch=(CellFailed,))
+            self._try(study, objective)
             seconds, own = seconds + time.monotonic() - began, own + 1
+
+    def _try(self, study: optuna.Study, objective: Objective) -> None:
+        """One trial. One that is interrupted waits again; one that was given to another meanwhile is left to it."""
+        begun: list[Trial] = []
+
+        def noted(trial: Trial) -> float | Sequence[float]:
+            begun.append(trial)
+            return _recorded(objective)(trial)
+
+        try:
+            study.optimize(noted, n_trials=1, catch=(CellFailed,))
+        except (ValueError, AssertionError):
+            # Optuna cannot end a trial that has been ended.
+            if not begun or not _given_away(study, begun[-1]):
+                raise
+            logger.warning("this worker had gone silent, and its trial was given to another")
+        except KeyboardInterrupt:
+            for trial in begun:
+                study.enqueue_trial(dict(trial.params))
+            raise
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            raise StateError(
+                f"the database went away: {_one_line(error)}",
+                place="--storage",
+                fix="repeat the command; finished cells are kept",
+            ) from error
 
     def _free_lost_trials(self, study: optuna.Study) -> None:
         """Let trials whose workers have died wait again: those that went silent, and those that never said a word."""
@@ -184,7 +242,7 @@ class Work:
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if _BEGUN not in trial.user_attrs and _age(trial) > 2 * self.storage.grace:
                 study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-                study.enqueue_trial(dict(trial.system_attrs.get("fixed_params", {})))
+                study.enqueue_trial(_parameters(trial))
 
 
 def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -227,6 +285,27 @@ def _progress(study: optuna.Study, total: int, seconds: float, own: int, distinc
     finished = count(lambda trial: trial.state == TrialState.COMPLETE or _failed(trial))
     running = count(lambda trial: trial.state == TrialState.RUNNING)
     return Progress(finished, failed, running, total, seconds, own)
+
+
+def _given_away(study: optuna.Study, trial: Trial) -> bool:
+    """Whether another worker took the one that had this trial for dead."""
+    found = next(one for one in study.get_trials(deepcopy=False) if one.number == trial.number)
+    return found.state == TrialState.FAIL and not _failed(found)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).partition(" (Background")[0]
+
+
+def _parameters(trial: FrozenTrial) -> Parameters:
+    """Those that it has, or that it was enqueued with and has not asked for yet."""
+    return dict(trial.params or trial.system_attrs.get("fixed_params", {}))
+
+
+def _ended(study: optuna.Study, parameters: Parameters) -> bool:
+    """Whether a trial of these parameters has a value, or a reason why it has none."""
+    ends = [trial for trial in study.get_trials(deepcopy=False) if _parameters(trial) == parameters]
+    return any(trial.state == TrialState.COMPLETE or _failed(trial) for trial in ends)
 
 
 def _age(trial: FrozenTrial) -> float:

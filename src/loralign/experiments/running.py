@@ -14,20 +14,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from loralign.errors import LoralignError, StateError
-from loralign.experiments.cell import Cell, recipe_of, recipe_words
+from loralign.experiments.cell import Cell, recipe_of, recipe_text
 from loralign.experiments.failure import CellFailed
 from loralign.experiments.measuring import measure_cell
 from loralign.experiments.store import RUN_DIRECTORY, CellRecord, CellStore
 from loralign.files import write_text
 from loralign.runs import run_adaptation, run_alignment
 from loralign.runs.adapt_recipe import AdaptRecipe
-from loralign.runs.output import RUN_FILE
+from loralign.runs.output import ADAPTER, RUN_FILE
 
 logger = logging.getLogger(__name__)
 
 _LOG = "log.txt"
 _TRACE = "error.txt"
+_RECIPE = "recipe.yaml"
 _LONGEST_ERROR = 400
 
 
@@ -66,6 +69,7 @@ def run_cell(store: CellStore, cell: Cell, launcher: Launcher | None = None) -> 
             if not known.finished:
                 raise CellFailed(known.error)
             return known
+        _free_memory()
         place, began = store.place(cell), time.monotonic()
         try:
             _train(cell, place, launcher)
@@ -76,8 +80,6 @@ def run_cell(store: CellStore, cell: Cell, launcher: Launcher | None = None) -> 
             write_text(place / _TRACE, traceback.format_exc())
             store.keep(cell, "failed", time.monotonic() - began, reason)
             raise CellFailed(reason) from error
-        finally:
-            gc.collect()
         _tidy(place)
         return store.keep(cell, "finished", time.monotonic() - began)
 
@@ -87,7 +89,10 @@ def _train(cell: Cell, place: Path, launcher: Launcher) -> None:
     if _trained(directory):
         return
     if launcher.accelerate is not None:
-        _launch([*launcher.accelerate, "-m", "loralign", *recipe_words(cell, str(directory))], place / _LOG)
+        recipe_file = place / _RECIPE
+        write_text(recipe_file, recipe_text(cell, str(directory)))
+        words = [*launcher.accelerate, "-m", "loralign", cell.command, "--config", str(recipe_file)]
+        _launch(words, place / _LOG)
         return
     recipe = recipe_of(cell, str(directory))
     if isinstance(recipe, AdaptRecipe):
@@ -101,18 +106,27 @@ def _trained(directory: Path) -> bool:
         status = json.loads((directory / RUN_FILE).read_text(encoding="utf-8")).get("status")
     except (OSError, ValueError):
         return False
-    return bool(status == "finished")
+    return bool(status == "finished") and (directory / ADAPTER).is_dir()
 
 
 def _launch(words: Sequence[str], log: Path) -> None:
     """Run under accelerate; the command's own last line is the reason where it fails."""
     command = [sys.executable, "-m", "accelerate.commands.launch", *words]
+    earlier = log.stat().st_size if log.exists() else 0
     with log.open("a", encoding="utf-8") as file:
         code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode  # noqa: S603
     if code:
-        lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+        told = log.read_bytes()[earlier:].decode("utf-8", errors="replace")
+        lines = [line.strip() for line in told.splitlines()]
         own = [line for line in lines if line.startswith("error:")] or [line for line in lines if line] or ["no output"]
         raise StateError(f"ended with status {code}: {own[-1]}", place=str(log), fix="see there")
+
+
+def _free_memory() -> None:
+    """Let go of the cell before, whose failure may have held its model until now."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _tidy(place: Path) -> None:

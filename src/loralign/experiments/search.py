@@ -12,13 +12,14 @@ from optuna import Study
 from optuna.trial import Trial, TrialState
 
 from loralign.errors import ConfigError, LoralignError
-from loralign.experiments.cell import Cell, CellSettings, Command, make_cell
+from loralign.experiments.cell import Cell, CellSettings, Command
 from loralign.experiments.experiment import Arm, ArmResult, ExperimentOptions
 from loralign.experiments.failure import CellFailed
 from loralign.experiments.grid import FAILURE, Direction, Storage, Work
-from loralign.experiments.outcomes import Samples, measure, outcome, over_seeds, value
+from loralign.experiments.outcomes import measure, outcome
 from loralign.experiments.running import run_cell
 from loralign.experiments.search_plan import SearchPlan
+from loralign.experiments.seed_means import Samples, over_seeds, value
 from loralign.experiments.space import Parameter, Point, grid_points
 from loralign.experiments.store import CellStore
 
@@ -71,9 +72,9 @@ def run_search(
         tell=options.tell,
     )
     if points:
-        work.run_all(points, objective)
+        work.run_all(points, objective, lambda point: made.wanted(store, point))
     else:
-        points = _tried(work.search(plan.trials, objective), plan.space)
+        points = _tried(work.search(plan.trials, objective, again=options.launcher.retry), plan.space)
     return [_collect(store, made, Arm(_arm_name(index, one), one)) for index, one in enumerate(points, start=1)]
 
 
@@ -96,8 +97,13 @@ class _Maker:
     options: ExperimentOptions
 
     def cells(self, point: Point) -> dict[int, Cell]:
-        measures = self.options.measures.to_json()
-        return {seed: make_cell(self.command, self.base, point, seed, measures) for seed in self.options.seeds}
+        return {seed: self.options.cell(self.command, self.base, point, seed) for seed in self.options.seeds}
+
+    def wanted(self, store: CellStore, point: Point) -> bool:
+        """Whether a cell of the point has no results here, or failed and is to be tried again."""
+        records = [store.record(cell) for cell in self.cells(point).values()]
+        failed = any(record is not None and not record.finished for record in records)
+        return self.options.launcher.retry if failed else None in records
 
 
 def _ends(space: Sequence[Parameter]) -> list[Point]:
@@ -110,7 +116,7 @@ def _study_name(name: str, made: _Maker, plan: SearchPlan, options: ExperimentOp
     first = made.cells(_ends(plan.space)[0])
     identity = [sorted(cell.fingerprint for cell in first.values()), plan.identity()]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    return f"{name}-{plan.sampler}-{digest}" + ("-retry" if options.launcher.retry else "")
+    return f"{name}-{plan.sampler}-{digest}"
 
 
 def _values(trial: Trial, outcomes: Sequence[dict[str, Samples]], keys: tuple[str, str]) -> tuple[float, float]:

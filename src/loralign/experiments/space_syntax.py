@@ -10,18 +10,13 @@ from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from loralign.errors import ConfigError
+from loralign.experiments.arguments import DECIDED
 from loralign.experiments.cell import Command
 from loralign.experiments.space import Choices, Parameter, Range
 from loralign.runs.adapt_recipe import ADAPT
 from loralign.runs.recipe import ALIGN
 
 _FORMS = "write FIELD=a,b,c or FIELD=low:high, with :log and a number of points after it as needed"
-_FIXED = {
-    "seed": "give --seeds, with which every trial is run",
-    "output_dir": "give --output",
-    "resume": "trials go on by themselves",
-    "overwrite": "trials go on by themselves",
-}
 
 
 def parse_space(command: Command, texts: Sequence[str]) -> tuple[Parameter, ...]:
@@ -61,8 +56,8 @@ def _parameter(command: Command, text: str) -> Parameter:
 
 
 def _hint(command: Command, name: str, place: str) -> Any:
-    if name in _FIXED:
-        raise ConfigError(f"{name} cannot be searched", place=place, fix=_FIXED[name])
+    if name in DECIDED:
+        raise ConfigError(f"{name} cannot be searched", place=place, fix=DECIDED[name])
     known = _hints(command)
     if name not in known:
         near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)

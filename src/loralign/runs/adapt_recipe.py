@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,13 +29,14 @@ class AdaptArguments(GuardedArguments):
         default_factory=list, metadata={"help": "The task's validation samples; by default some of --data, held back."}
     )
     validation_samples: int = option(64, "Validation samples to score, and to hold back where none are named.")
+    split_seed: int = option(0, "Seed of the choice of those held back; the training's own seed does not change it.")
     guard: str = option("auto", "The subspace: a directory of loralign fisher; auto estimates it; none is plain LoRA.")
     judged_prompts: int = option(40, "Probe prompts answered and judged before and after; 0 is off.")
     samples: int = option(6, "Prompts answered before and after, for the report.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, validation_samples=1, samples=0)
+        check_least(self, validation_samples=1, split_seed=0, samples=0)
 
 
 ADAPT_DEFAULTS: dict[str, Any] = {
@@ -74,8 +75,8 @@ ADAPT = Settings(
 )
 
 
-def parse_adapt_recipe(arguments: Sequence[str]) -> AdaptRecipe:
-    """Read a command line, and the YAML file it may name with ``--config``.
+def parse_adapt_recipe(arguments: Sequence[str], given: Mapping[str, Any] | None = None) -> AdaptRecipe:
+    """Read a command line, and the YAML file it may name with ``--config``, or a recipe's content as it is given.
 
     A first word that is no flag is the model, so ``loralign adapt MODEL --data task.jsonl`` works.
 
@@ -85,7 +86,7 @@ def parse_adapt_recipe(arguments: Sequence[str]) -> AdaptRecipe:
     words = list(arguments)
     if words and not words[0].startswith("-"):
         words[:1] = ["--model", words[0]]
-    run, guard, training = ADAPT.parse(words)
+    run, guard, training = ADAPT.parse(words, given)
     if not run.data:
         raise ConfigError("there is no task to adapt to", place="--data", fix="name a file of conversations")
     check_budget(run, guard)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,13 +95,13 @@ ALIGN = Settings(
 )
 
 
-def parse_recipe(arguments: Sequence[str]) -> Recipe:
-    """Read a command line, and the YAML file it may name with ``--config``.
+def parse_recipe(arguments: Sequence[str], given: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a command line, and the YAML file it may name with ``--config``, or a recipe's content as it is given.
 
     Raises:
         ConfigError: as :meth:`~loralign.runs.settings.Settings.parse`; a budget or judged prompts without a guard.
     """
-    run, geometry, guard, training = ALIGN.parse(arguments)
+    run, geometry, guard, training = ALIGN.parse(arguments, given)
     check_budget(run, guard)
     if run.guard == "none" and run.judged_prompts:
         raise ConfigError(

@@ -46,8 +46,12 @@ class Settings:
         parser.set_defaults_with_config(**self.defaults)
         return parser
 
-    def parse(self, arguments: Sequence[str]) -> tuple[Any, ...]:
+    def parse(self, arguments: Sequence[str], given: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
         """One object of every kind from a command line and the YAML file that it may name with ``--config``.
+
+        Args:
+            arguments: the words after the command's name.
+            given: a recipe's content in place of a file's.
 
         Raises:
             ConfigError: an unknown key or flag (with the nearest known one), a value of the wrong kind, a file that is
@@ -57,11 +61,12 @@ class Settings:
         parser = self.parser()
         known = {one.name for kind in self.kinds for one in fields(kind)}
         config = _take_config(words)
-        if config is not None:
-            content = _read_yaml(config)
+        content = dict(given or {}) if config is None else _read_yaml(config)
+        if content:
             for key in content:
                 if key not in known:
-                    raise ConfigError(f"{key!r} is no setting", place=str(config), fix=self._nearest(key, known, ""))
+                    place = "recipe" if config is None else str(config)
+                    raise ConfigError(f"{key!r} is no setting", place=place, fix=self._nearest(key, known, ""))
             kinds = {one.name: _default(one) for kind in self.kinds for one in fields(kind)}
             content = {key: _of_kind(key, value, kinds[key], config) for key, value in content.items()}
             parser.set_defaults_with_config(**content)
@@ -121,13 +126,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
-def _of_kind(key: str, value: Any, default: Any, config: Path) -> Any:
+def _of_kind(key: str, value: Any, default: Any, config: Path | None) -> Any:
     """A YAML value as its field takes it: a single word is a list of one, a number with a fraction is no count."""
     if isinstance(default, list) and not isinstance(value, list) and value is not None:
         return [value]
     counts = isinstance(default, int) and not isinstance(default, bool)
     if counts and isinstance(value, float) and not value.is_integer():
-        raise ConfigError(f"{value} is no whole number", place=f"{config}: {key}", fix="give a whole number")
+        raise ConfigError(
+            f"{value} is no whole number", place=f"{config or 'recipe'}: {key}", fix="give a whole number"
+        )
     return int(value) if counts and isinstance(value, float) else value
 
 
