@@ -33,6 +33,7 @@ from loralign.data import load_alignment_data, load_task, tokenise_completions
 from loralign.files import write_json
 from loralign.guard import AlignmentSubspace, PeerOptions, estimate_fisher, repair
 from loralign.guard.fisher_options import OPENING
+from loralign.lora import lora_layers
 from loralign.models import load_model, merge_adapter, portable_base_name
 from loralign.runs.align import save_adapter
 from loralign.runs.guarding import balanced
@@ -272,7 +273,10 @@ def run_repairs(
             "scores": judge.summary(model, subspace),
             "strength": report.strength,
             "removed": report.removed,
-            "directions": sorted({round(one.strength * subspace.rank) for one in report.layers})[-1],
+            "directions": max(
+                round(one.strength * layer.rank)
+                for one, layer in zip(report.layers, subspace.match(lora_layers(model)), strict=True)
+            ),
             "met": report.met,
             "seconds": seconds,
         }

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from loralign.evaluation.bootstrap import Ratio
-from loralign.experiments.outcomes import Samples, estimate, over_seeds
+from loralign.experiments.seed_means import Samples, SeedMean, estimate, over_seeds
 
 Scores = dict[str, Any]
 Runs = dict[str, dict[int, Scores]]
@@ -145,7 +145,7 @@ def _samples(values: Sequence[float]) -> Samples:
     return (Ratio(np.array(values), np.ones(len(values))),)
 
 
-def _text(samples: Samples | None, digits: int) -> str:
+def _text(samples: SeedMean | None, digits: int) -> str:
     if samples is None:
         return ""
     found = estimate(samples)

@@ -7,7 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from loralign.cli import main
+from loralign.experiments.ablate import side_by_side
+from loralign.experiments.experiment import ArmResult
 from tests.cli.conftest import assert_refused, loralign  # noqa: F401 - a fixture
+from tests.experiments.made_up import broken, made_up
 
 
 def test_an_ablation_compares_arms_over_seeds_and_does_nothing_twice(
@@ -23,6 +26,9 @@ def test_an_ablation_compares_arms_over_seeds_and_does_nothing_twice(
     place = tmp_path / "out" / "results" / "ablate-guard"
     rows = pq.read_table(place / "results.parquet").to_pylist()
     assert {(row["arm"], row["seeds"]) for row in rows} == {("plain", 2.0), ("full", 2.0)}
+    reduced = next(row for row in rows if row["measure"] == "drift_reduction")
+    assert (reduced["arm"], reduced["reference"]) == ("full", "plain")
+    assert reduced["low"] <= reduced["value"] <= reduced["high"]
     gain = next(row for row in rows if (row["arm"], row["measure"]) == ("plain", "task_gain"))
     assert gain["low"] <= gain["value"] <= gain["high"]
     assert gain["lowest_seed"] <= gain["value"] <= gain["highest_seed"]
@@ -58,3 +64,46 @@ def test_help_names_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "--arms" in text
     assert "--seeds" in text
+
+
+def arms(seeds: int) -> list[ArmResult]:
+    plain, good, better = (
+        made_up(name, {}, *({"retention": kept, "drift": 1 - kept, "task_gain": 0.3},) * seeds)
+        for name, kept in (("plain", 0.2), ("+ alignment", 0.5), ("full", 0.6))
+    )
+    return [plain, good, better]
+
+
+def test_the_headline_is_flattered_and_of_one_seed_not_settled() -> None:
+    settled = "It is the best of 2 arms, so its lead is flattered."
+    page = side_by_side("ablate guard", "adapt", arms(2)).page
+    assert page.headline.startswith(
+        "Most refusals kept: full, +0.400 [0.400, 0.400] against plain, with task gain 0 [0,"
+    )
+    assert page.headline.endswith(f"]. {settled}")
+    assert any("one seed fewer than there are" in note for note in page.notes)
+    page = side_by_side("ablate guard", "adapt", arms(1)).page
+    assert page.headline.endswith(f"]: one seed, so nothing is settled. {settled}")
+    assert any(note.startswith("One seed: the intervals") for note in page.notes)
+
+
+def test_differences_hold_the_reduction_of_drift_and_are_all_among_the_numbers() -> None:
+    finding = side_by_side("ablate guard", "adapt", arms(2))
+    table = dict(finding.page.tables)["Differences to plain, paired"]
+    row = dict(zip(table.headings, table.rows[1], strict=True))
+    # 1 − 0.4 / 0.8
+    assert (row["arm minus plain"], row["drift reduction"]) == ("full", "+0.500 [0.500, 0.500]")
+    columns = finding.columns
+    told = zip(*(columns[name] for name in ("arm", "measure", "reference")), strict=True)
+    assert sum(reference == "plain" for _, _, reference in told) == 2 * 4
+
+
+def test_an_arm_without_a_seed_is_compared_over_the_others_and_said_to_be() -> None:
+    plain, *others = arms(2)
+    short = broken("full", {}, {"retention": 0.6, "drift": 0.4, "task_gain": 0.3})
+    page = side_by_side("ablate guard", "adapt", [plain, others[0], short]).page
+    assert "full and plain are compared over seeds 0 alone: full lacks 1." in page.notes
+    assert [row[:2] for row in dict(page.tables)["Differences to plain, paired"].rows] == [
+        ("+ alignment", "2"),
+        ("full", "1"),
+    ]

@@ -26,7 +26,7 @@ def test_the_ladder_adds_one_term_at_a_time() -> None:
     assert alone.collision_alpha == 0
     assert alone.lambda_collision == pytest.approx(full.lambda_collision * (1 - full.collision_alpha))
     assert weights[3] == config.penalty_weights(1.0)
-    assert arms["plain"] == {"guard": "none"}
+    assert arms["plain"] == {"guard": "none", "drift_budget": None}
 
 
 @pytest.mark.parametrize(
@@ -42,14 +42,39 @@ def test_every_arm_is_a_recipe_and_no_two_are_the_same(adapting: list[str], mode
     cells = [make_cell("adapt", base, arm.overrides, 0).fingerprint for arm in guard_arms(base)]
     assert len(set(cells)) == len(cells) == 9
     base = base_settings("align", ["--model", str(model)])
-    cells = [make_cell("align", base, arm.overrides, 0).fingerprint for arm in align_arms()]
+    cells = [make_cell("align", base, arm.overrides, 0).fingerprint for arm in align_arms(base)]
     assert len(set(cells)) == len(cells) == 20
 
 
 def test_arms_are_chosen_by_name() -> None:
-    arms = align_arms(refine_every=7)
+    arms = align_arms({"refine_every": 0, "max_steps": 60})
     assert [arm.name for arm in chosen(arms, ["norm", "upgrad", "norm"])] == ["norm", "upgrad"]
     assert chosen(arms, []) == arms
-    assert {arm.overrides.get("refine_every") for arm in arms if "+" in arm.name} == {7}
+    assert {arm.overrides.get("refine_every") for arm in arms if "+" in arm.name} == {20}
     with pytest.raises(ConfigError, match="'norn' is no arm"):
         chosen(arms, ["norn"])
+
+
+def test_arms_of_the_guard_have_no_budget_and_project_as_they_are_called(adapting: list[str]) -> None:
+    base = base_settings("adapt", [*adapting, "--drift_budget", "0.3", "--guard_projection", "soft"])
+    cells = {arm.name: make_cell("adapt", base, arm.overrides, 0).settings for arm in guard_arms(base)}
+    assert {one["drift_budget"] for one in cells.values()} == {None}
+    projections = {name: one["guard_projection"] for name, one in cells.items() if name != "plain"}
+    assert projections == {name: "soft" if "soft" in name else "hard" for name in projections}
+
+
+@pytest.mark.parametrize(
+    ("words", "every"),
+    [(["--max_steps", "60"], 20), (["--max_steps", "2"], 1), (["--max_steps", "60", "--refine_every", "7"], 7)],
+)
+def test_arms_are_refined_as_they_are_called(model: object, words: list[str], every: int) -> None:
+    base = base_settings("align", ["--model", str(model), "--refine_at_start", "true", *words])
+    for arm in align_arms(base):
+        found = make_cell("align", base, arm.overrides, 0).settings
+        refined = "+" in arm.name
+        assert (found["refine_every"], found["refine_at_start"]) == ((every, True) if refined else (0, False)), arm.name
+
+
+def test_a_run_counted_in_passes_is_refined_all_the_same() -> None:
+    arms = align_arms({"refine_every": 0, "max_steps": -1})
+    assert {arm.overrides["refine_every"] for arm in arms} == {0, 20}

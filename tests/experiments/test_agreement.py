@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import math
+
 import pytest
+import torch
 
 from loralign.experiments.agreement import (
     NO_DEPTH,
@@ -9,10 +12,12 @@ from loralign.experiments.agreement import (
     depth_table,
     kind_table,
     seed_pairs,
+    subspace_agreement,
     summarise,
     thirds,
 )
-from loralign.experiments.stability import stability_finding
+from loralign.experiments.stability import THRESHOLD, stability_finding
+from loralign.guard import AlignmentSubspace, LayerSubspace, SubspaceInfo
 
 LAYERS = [f"model.layers.{depth}.{kind}_proj" for depth in range(7) for kind in ("q", "down")]
 
@@ -86,3 +91,31 @@ def test_every_layer_and_pair_is_in_the_columns() -> None:
         **{"comparison": "ΔW_A, plain", "pair": "0 and 2", "layer": LAYERS[-1], "kind": "down_proj"},
         **{"block": 6, "third": "deep", "value": 0.2, "chance": 0.1},
     }
+
+
+def turned(*angles: float) -> AlignmentSubspace:
+    """A layer's subspace whose principal angles to that of no angles are these."""
+    rows, rank = 8, len(angles)
+    basis = torch.zeros(rows, rank)
+    for index, angle in enumerate(angles):
+        basis[index, index], basis[rank + index, index] = math.cos(angle), math.sin(angle)
+    return AlignmentSubspace({LAYERS[0]: LayerSubspace(basis, torch.ones(rank), 10.0, 5)}, SubspaceInfo(model="tiny"))
+
+
+def test_subspaces_agree_by_a_cosine_as_updates_do() -> None:
+    # A subspace that is turned by one angle in all directions agrees to the cosine of that angle.
+    angle = math.acos(0.86)
+    found = subspace_agreement("subspace, seeds", {"0 and 1": (turned(0.0, 0.0), turned(angle, angle))})
+    assert found.layers() == pytest.approx({LAYERS[0]: 0.86}, abs=1e-6)
+    assert found.layers()[LAYERS[0]] > THRESHOLD
+    assert found.chance == pytest.approx({LAYERS[0]: math.sqrt(2 / 8)})
+    mixed = subspace_agreement("subspace, seeds", {"0 and 1": (turned(0.0, 0.0), turned(0.0, math.pi / 2))})
+    assert mixed.layers() == pytest.approx({LAYERS[0]: math.sqrt(1 / 2)}, abs=1e-6)
+
+
+def test_the_page_says_that_it_is_a_root() -> None:
+    page = stability_finding([agreeing("subspace, seeds", 0.5, 0.9)], [], THRESHOLD).page
+    (chart,) = page.charts
+    assert "root mean square" in chart.figure.layout.yaxis.title.text
+    assert "root of the mean squared cosine" in chart.note
+    assert any("√(max(q, p)/m)" in note for note in page.notes)

@@ -35,7 +35,7 @@ def test_beside_every_budget_stands_the_best_fixed_arm_that_keeps_to_it() -> Non
     rows = budget_rows(HELD, FIXED, arm_scores([*HELD, *FIXED]))
     assert [row.best for row in rows] == [None, "λ × 3", "λ × 1"]
     assert [row.met for row in rows] == ["no", "yes", "on average"]
-    gains = [None if row.difference is None else row.difference.value for row in rows]
+    gains = [None if row.difference is None else row.difference.value.value for row in rows]
     assert gains == [None, pytest.approx(0.01), pytest.approx(-0.05)]
 
 
@@ -56,6 +56,12 @@ def test_the_sentence_counts_budgets_and_the_table_costs() -> None:
     assert families["fixed λ"] == pytest.approx([0.3, 0.08, 0.04, 0.02])
 
 
+def test_one_seed_tells_nothing_apart() -> None:
+    one = [made_up("budget 0.1", {"drift_budget": 0.1}, {"drift": 0.08, "task_gain": 0.9})]
+    page = against_sweep(one, [made_up("λ × 1", {"lambda_alignment": 10.0}, {"drift": 0.08, "task_gain": 0.1})]).page
+    assert page.headline.endswith("lower in 0, and not told apart in 1. One seed, so nothing is settled.")
+
+
 def test_an_arm_with_a_failed_seed_is_no_candidate() -> None:
     lucky = broken("λ × 2", {"lambda_alignment": 20.0}, {"drift": 0.01, "task_gain": 9.0})
     page = against_sweep(HELD, [*FIXED, lucky]).page
@@ -68,7 +74,10 @@ def test_an_arm_with_a_failed_seed_is_no_candidate() -> None:
 
 def test_the_numbers_hold_budgets_and_weights(tmp_path: Path) -> None:
     against_sweep(HELD, FIXED).write(tmp_path)
-    rows = {row["arm"]: row for row in pq.read_table(tmp_path / RESULTS).to_pylist()}
+    table = pq.read_table(tmp_path / RESULTS).to_pylist()
+    gains = {(row["arm"], row["reference"]): row["value"] for row in table if row["reference"]}
+    assert gains == pytest.approx({("budget 0.05", "λ × 3"): 0.01, ("budget 0.1", "λ × 1"): -0.05})
+    rows = {row["arm"]: row for row in table}
     assert rows["budget 0.05"]["drift_budget"] == 0.05
     assert math.isnan(rows["λ × 3"]["drift_budget"])
     assert rows["λ × 3"]["lambda_alignment"] == 30

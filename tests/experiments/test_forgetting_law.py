@@ -185,6 +185,14 @@ def test_standard_errors_are_how_much_fits_of_new_noise_differ() -> None:
         assert errors[name] == pytest.approx(float(np.std(values)), rel=0.5), name
 
 
+def test_without_noise_the_amplitude_is_known_though_resamples_have_other_middles() -> None:
+    estimate = estimate_law(made(seeds=2), resamples=120)
+    for name in ("a, plain", "a, guarded"):
+        found = estimate.parameter(name)
+        assert found.high - found.low < 1e-4 * found.value, name
+        assert found.value == pytest.approx(estimate.fit.amplitudes[name.removeprefix("a, ")])
+
+
 def test_no_interval_is_claimed_where_there_is_none() -> None:
     runs = made(a={"plain": 40.0}, amounts=AMOUNTS[:3], sizes=SIZES, noise=0.05)[:4]
     estimate = estimate_law(runs, resamples=200)

@@ -14,10 +14,20 @@ from loralign.evaluation import PairScores
 from loralign.evaluation.bootstrap import Ratio
 from loralign.evaluation.parquet import write_columns
 from loralign.experiments.experiment import Arm, ArmResult
-from loralign.experiments.finding import arm_scores, difference_table, difference_to, score_table
-from loralign.experiments.outcomes import Samples, difference, estimate, outcome, over_seeds, value
+from loralign.experiments.finding import (
+    arm_scores,
+    difference_scores,
+    difference_table,
+    difference_to,
+    lacking_notes,
+    score_columns,
+    score_table,
+)
+from loralign.experiments.outcomes import outcome
+from loralign.experiments.seed_means import Samples, estimate, over_seeds, value
 from loralign.experiments.store import CellRecord
 from loralign.runs.kept_scores import SAMPLE_COLUMNS
+from tests.experiments.made_up import records
 
 ROWS = [
     ("task_loss", 0, "", 3.0, 1.0),
@@ -104,6 +114,10 @@ def test_an_alignments_measures_weigh_objectives_alike(tmp_path: Path) -> None:
     found = {key: value(samples) for key, samples in outcome(record).items()}
     assert (found["accuracy:helpful"], found["accuracy:honest"]) == (0.5, 1.0)
     assert (found["accuracy"], found["accuracy_worst"]) == (0.75, 0.5)
+    # The worst is one statistic of all pairs, whichever objective it is in the resample.
+    (worst,) = outcome(record)["accuracy_worst"]
+    assert worst.size == 3
+    assert worst.at(np.array([[0, 0, 2], [1, 1, 2], [2, 2, 2]])).tolist() == [1.0, 0.0, 1.0]
     # Mean over objectives, not over pairs: (0.2 + 0.6) / 2.
     assert found["reference_drift"] == pytest.approx(0.4)
 
@@ -125,10 +139,6 @@ def test_the_mean_over_seeds_is_the_mean_of_their_values(first: list[float], dat
     joined = over_seeds([{"k": ratio(*first)}, {"k": ratio(*second)}], "k")
     assert joined is not None
     assert value(joined) == pytest.approx((np.mean(first) + np.mean(second)) / 2)
-    # The same seed twice says nothing new, so its interval is that of once.
-    twice = over_seeds([{"k": ratio(*first)}] * 2, "k")
-    assert twice is not None
-    assert estimate(twice) == estimate(ratio(*first))
 
 
 def test_a_measure_that_a_seed_lacks_has_no_mean_over_seeds() -> None:
@@ -141,17 +151,61 @@ def results() -> list[ArmResult]:
     plain = tuple({"task_gain": ratio(*row)} for row in samples)
     better = tuple({"task_gain": ratio(*(row + 0.1))} for row in samples)
     failed = ArmResult(Arm("broken"), (), (), {0: "no memory"})
-    return [ArmResult(Arm("plain"), (), plain), ArmResult(Arm("better"), (), better), failed]
+    return [ArmResult(Arm("plain"), records(0, 1), plain), ArmResult(Arm("better"), records(0, 1), better), failed]
 
 
 def test_differences_are_paired() -> None:
     found = difference_to(results(), "plain", "task_gain")
     assert set(found) == {"better"}
     # Every sample differs by 0.1, so there is no doubt, however much samples vary.
-    assert (found["better"].value, found["better"].low, found["better"].high) == pytest.approx((0.1, 0.1, 0.1))
+    better = found["better"].value
+    assert (better.value, better.low, better.high) == pytest.approx((0.1, 0.1, 0.1))
     unpaired = estimate(results()[1].outcomes[0]["task_gain"])
     assert unpaired.high - unpaired.low > 0.2
-    assert difference(ratio(1, 2, 3), ratio(1, 2)) is None
+    other = ArmResult(Arm("other"), records(0), ({"task_gain": ratio(1, 2, 3)},))
+    assert difference_to([results()[0], other], "plain", "task_gain") == {}
+
+
+def test_only_seeds_that_both_arms_have_are_compared() -> None:
+    # A seed is worth ten of what the arms differ by.
+    plain = ArmResult(
+        Arm("plain"), records(0, 1), tuple({"drift": ratio(*(seed + np.ones(4)))} for seed in (0.0, 10.0))
+    )
+    late = ArmResult(Arm("late"), records(1), ({"drift": ratio(*np.full(4, 11.5))},), {0: "no memory"})
+    other = ArmResult(Arm("other"), records(2), late.outcomes)
+    found = difference_to([plain, late, other], "plain", "drift")
+    assert {name: (one.seeds, one.value.value) for name, one in found.items()} == {"late": (1, pytest.approx(0.5))}
+    assert lacking_notes([plain, late, other], "plain") == [
+        "late and plain are compared over seeds 1 alone: late lacks 0.",
+        "other and plain are not compared: other lacks 0 and 1; plain lacks 2.",
+    ]
+    assert lacking_notes(results(), "plain") == []
+
+
+def test_the_reduction_of_drift_is_that_of_the_means_and_paired_by_sample() -> None:
+    rng = np.random.default_rng(0)
+    drifts = [rng.uniform(0.1, 2.0, 30) for _ in range(3)]
+    arms = [
+        ArmResult(Arm(name), records(0, 1, 2), tuple({"drift": ratio(*(share * one))} for one in drifts))
+        for name, share in (("plain", 1.0), ("full", 0.25))
+    ]
+    scores = difference_scores(arms, "plain")
+    reduction = next(one for one in scores if one.measure == "drift_reduction")
+    # Every sample drifts by a quarter, so there is no doubt of the share, however much they differ.
+    assert (reduction.value.value, reduction.value.low, reduction.value.high) == pytest.approx((0.75,) * 3)
+    still = [ArmResult(one.arm, records(0), ({"drift": ratio(0.0, 0.0)},)) for one in arms]
+    assert [one.measure for one in difference_scores(still, "plain")] == ["drift"]
+
+
+def test_the_numbers_hold_differences_and_what_they_are_to() -> None:
+    columns = score_columns([*arm_scores(results()), *difference_scores(results(), "plain")])
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    assert [(row["arm"], row["reference"], row["seeds"]) for row in rows] == [
+        ("plain", "", 2),
+        ("better", "", 2),
+        ("better", "plain", 2),
+    ]
+    assert [rows[-1][name] for name in ("value", "low", "lowest_seed")] == pytest.approx([0.1, 0.1, 0.1])
 
 
 def test_tables_hold_every_arm_that_finished_and_the_spread_of_seeds() -> None:
@@ -163,6 +217,6 @@ def test_tables_hold_every_arm_that_finished_and_the_spread_of_seeds() -> None:
     table = score_table(scores)
     assert table.headings == ("arm", "seeds", "task gain")
     assert [row[:2] for row in table.rows] == [("plain", "2"), ("better", "2")]
-    compared = difference_table(results(), "plain")
+    compared = difference_table(difference_scores(results(), "plain"), "plain")
     assert compared is not None
-    assert compared.rows[0][1] == "+0.100 [0.100, 0.100]"
+    assert compared.rows == (("better", "2", "+0.100 [0.100, 0.100]"),)

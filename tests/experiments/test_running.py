@@ -19,8 +19,9 @@ from loralign.errors import StateError
 from loralign.experiments.cell import Cell, base_settings, make_cell
 from loralign.experiments.failure import CellFailed
 from loralign.experiments.measuring import Measures
-from loralign.experiments.outcomes import outcome, value
+from loralign.experiments.outcomes import outcome
 from loralign.experiments.running import Launcher, run_cell
+from loralign.experiments.seed_means import value
 from loralign.experiments.store import CellStore, load_record
 from loralign.runs import parse_adapt_recipe, run_adaptation
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from loralign.evaluation.bootstrap import Estimate, Ratio
 from loralign.experiments.experiment import Arm, ArmResult
-from loralign.experiments.saturation import Changes, changes, first_fall, saturation
+from loralign.experiments.saturation import Changes, changes, differences, first_fall, saturation
+from tests.experiments.made_up import records
 
 
 def curve(*values: float, half_width: float = 0.05) -> Changes:
@@ -79,11 +80,39 @@ def test_changes_are_paired_and_positive_where_better() -> None:
 
     def result(name: str, shift: float, size: int = 60) -> ArmResult:
         samples = (Ratio(noise[:size] + shift, np.ones(size)),)
-        return ArmResult(Arm(name), (), ({"task_gain": samples, "drift": samples},))
+        return ArmResult(Arm(name), records(0), ({"task_gain": samples, "drift": samples},))
 
     results = [result("8", 0.0), result("16", 0.2), result("32", 0.2, size=30), ArmResult(Arm("64"), (), ())]
     gain = changes(results, "task_gain")
     assert set(gain) == {(0, 1)}
     # The noise that both share is gone.
-    assert gain[0, 1] == pytest.approx(Estimate(0.2, 0.2, 0.2), abs=1e-9) or gain[0, 1].low == pytest.approx(0.2)
+    assert (gain[0, 1].value, gain[0, 1].low, gain[0, 1].seeds) == (pytest.approx(0.2), pytest.approx(0.2), 1)
     assert changes(results, "drift")[0, 1].high == pytest.approx(-0.2)
+    # As it is measured, with less of it better.
+    drift = differences(results, "drift")[0, 1]
+    assert (drift.arm, drift.reference, drift.value.value) == ("16", "8", pytest.approx(0.2))
+
+
+def test_only_seeds_that_both_values_have_are_compared() -> None:
+    found = [
+        ArmResult(
+            Arm(name),
+            records(*seeds),
+            tuple({"drift": (Ratio(np.full(4, 10.0 * seed + shift), np.ones(4)),)} for seed in seeds),
+        )
+        for name, shift, seeds in (("8", 0.0, (0, 1)), ("16", 0.5, (1,)))
+    ]
+    assert changes(found, "drift")[0, 1].value == pytest.approx(-0.5)
+
+
+def test_in_a_full_grid_only_cells_of_the_same_other_settings_are_compared() -> None:
+    def arm(name: str, shift: float, groups: tuple[str, ...]) -> ArmResult:
+        levels = {"samples 24": 0.0, "samples 48": 100.0}
+        outcomes = tuple({"task_gain": (Ratio(np.full(4, levels[one] + shift), np.ones(4)),)} for one in groups)
+        return ArmResult(Arm(name), records(*[0] * len(groups)), outcomes, groups=groups)
+
+    found = changes([arm("8", 0.0, ("samples 24", "samples 48")), arm("16", 0.5, ("samples 48",))], "task_gain")
+    # Two settings of one seed are no two seeds.
+    assert (found[0, 1].value, found[0, 1].seeds) == (pytest.approx(0.5), 1)
+    both = [arm(name, shift, ("samples 24", "samples 48")) for name, shift in (("8", 0.0), ("16", 0.5))]
+    assert changes(both, "task_gain")[0, 1].seeds == 1

@@ -17,6 +17,7 @@ from loralign.experiments.protection import factor_results
 from loralign.experiments.sensitivity import guard_subspaces, sensitivity, sensitivity_finding
 from loralign.report.theme import Table
 from tests.cli.conftest import assert_refused, loralign  # noqa: F401 - a fixture
+from tests.experiments.made_up import records
 
 OWN = Setting(None, 64, 96, "hard")
 FACTORS = Factors(rank=(8, 16, 32), sketch=(64,), samples=(48, 96), projection=("hard", "soft"))
@@ -31,7 +32,7 @@ def arm(name: str, kept: float, gain: float, *, measures: Sequence[str] = ("rete
         return (Ratio((levels < share).astype(float), np.ones(400)),)
 
     outcome = {"task_gain": samples(gain), "drift": samples(1 - kept), **{key: samples(kept) for key in measures}}
-    return ArmResult(Arm(name), (), (outcome,) * seeds)
+    return ArmResult(Arm(name), records(*range(seeds)), (outcome,) * seeds)
 
 
 def made(**changes: Any) -> list[ArmResult]:
@@ -66,10 +67,27 @@ def test_the_page_says_where_protection_saturates_and_task_gain_falls() -> None:
     assert list(chart.figure.data[0].y) == pytest.approx([0.4, 0.7, 0.7])
     # What plain LoRA keeps and gains is drawn across.
     assert [shape.y0 for shape in chart.figure.layout.shapes] == pytest.approx([0.2, 0.9])
-    rows = zip(*(finding.columns[name] for name in ("factor", "arm", "measure", "value")), strict=True)
-    assert {row[1]: row[3] for row in rows if row[0] == "rank" and row[2] == "retention"} == pytest.approx(
-        {"8": 0.4, "16": 0.7, "32": 0.7}
+    names = ("factor", "measure", "arm", "reference", "value")
+    rows = [row for row in zip(*(finding.columns[name] for name in names), strict=True) if row[0] == "rank"]
+    found = {row[2:4]: row[4] for row in rows if row[1] == "retention"}
+    assert found == pytest.approx(
+        {("8", ""): 0.4, ("16", ""): 0.7, ("32", ""): 0.7, ("16", "8"): 0.3, ("32", "8"): 0.3, ("32", "16"): 0.0}
     )
+
+
+def test_of_one_seed_nothing_is_called_settled() -> None:
+    results = made(seeds=1)
+    page = sensitivity_finding(results, factor_results(results, settings(FACTORS, OWN), FACTORS, OWN), TABLE, []).page
+    assert ", settled" not in page.headline
+    assert page.headline.count("one seed, so nothing is settled.") == 3
+    assert any(note.startswith("One seed: the intervals") for note in page.notes)
+
+
+def test_values_that_lack_a_seed_are_told() -> None:
+    results = [one if one.arm.name != "rank 32" else arm("rank 32", 0.7, 0.5, seeds=1) for one in made()]
+    found = factor_results(results, settings(FACTORS, OWN), FACTORS, OWN)
+    notes = sensitivity_finding(results, found, TABLE, []).page.notes
+    assert [note.partition(":")[0] for note in notes if "both have" in note] == ["rank"]
 
 
 def test_without_judged_answers_protection_is_drift() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -50,6 +51,22 @@ def test_choices_left_to_the_estimate_do_not_rename_a_subspace() -> None:
         *("target_modules", "seed"),
     }
     assert SubspaceSpec(draw="half", energy=1.0).values().items() >= {"draw": "half", "energy": 1.0}.items()
+
+
+def test_the_model_is_loaded_as_the_recipe_loads_it() -> None:
+    base = {"model": "org/name", "alignment_data": ["builtin"], "fisher_samples": 96, "fisher_tokens": 2}
+    base |= {"max_length": 256, "lora_target_modules": ["all-linear"]}
+    usual = {"revision": None, "dtype": "auto", "load_in_4bit": False}
+    assert SubspaceSpec.of({**base, **usual}).values() == SubspaceSpec("org/name").values()
+    chosen = {"revision": "v2", "dtype": "bfloat16", "load_in_4bit": True}
+    assert SubspaceSpec.of({**base, **chosen}).values().items() >= chosen.items()
+
+
+def test_a_subspace_is_of_the_weights_in_the_chosen_type(model: Path, kept: Path, tmp_path: Path) -> None:
+    whole = SubspaceSpec(str(model), (str(kept),), 4, rank=2, target_modules=("q_proj",), min_agreement=0.0)
+    places = [estimated(one, tmp_path) for one in (replace(whole, dtype="float32"), replace(whole, dtype="bfloat16"))]
+    first, second = (AlignmentSubspace.load(place).layers["model.layers.0.self_attn.q_proj"].basis for place in places)
+    assert not torch.equal(first, second)
 
 
 def test_subspaces_are_estimated_once_and_ranks_are_nested_and_capped(model: Path, kept: Path, tmp_path: Path) -> None:

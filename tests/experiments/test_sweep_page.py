@@ -95,6 +95,8 @@ def test_a_recommendation_whose_interval_leaves_the_budget_says_so() -> None:
     wide = made_up("1: lora_r 4", {"lora_r": 4}, values, spread=0.1)
     page = swept("sweep adapt", [wide], PLAN, [Limit("drift", 0.05)]).page
     assert "the interval of drift reaches beyond" in page.headline
+    assert page.headline.endswith("One seed, so nothing is settled.")
+    assert "settled" not in swept("sweep adapt", TRIALS, PLAN, [Limit("drift", 0.05)]).page.headline
 
 
 def test_the_numbers_hold_settings_and_what_was_found(tmp_path: Path) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from loralign.errors import ConfigError
 from loralign.experiments.ablation import align_arms, chosen, guard_arms
 from loralign.experiments.cell import CellSettings, Command
 from loralign.experiments.experiment import ArmResult, ExperimentOptions, run_arms, start_of
-from loralign.experiments.facts import run_facts
+from loralign.experiments.facts import interval_note, run_facts
 from loralign.experiments.finding import (
     Finding,
     arm_scores,
+    difference_scores,
     difference_table,
     difference_to,
     estimate_text,
     failure_notes,
+    lacking_notes,
+    nothing_finished,
     score_columns,
     score_table,
     trade,
@@ -26,6 +28,10 @@ from loralign.report.experiment import ExperimentPage
 
 _TRADES = {"adapt": (("retention", "task_gain"), ("drift", "task_gain")), "align": (("reference_drift", "accuracy"),)}
 _REFERENCE = {"adapt": "plain", "align": "uniform"}
+_REDUCTION = (
+    "Drift reduction is 1 − drift / drift of plain, seeds and samples paired. Read it beside the task gain: an arm "
+    "that learns less drifts less."
+)
 _HEADLINE = {"adapt": ("retention", "task_gain"), "align": ("accuracy", "reference_drift")}
 
 
@@ -48,7 +54,7 @@ def ablate(
         if base["guard"] in ("auto", "none"):
             # Once for all arms and seeds, so that they differ in nothing else.
             base = {**base, "guard": str(estimated(SubspaceSpec.of(base), options.output))}
-    known = align_arms() if command == "align" else guard_arms(base)
+    known = align_arms(base) if command == "align" else guard_arms(base)
     results = run_arms(f"ablate-{command}", command, base, chosen(known, arms), options)
     return side_by_side(f"ablate {command}", command, results)
 
@@ -61,13 +67,13 @@ def side_by_side(title: str, command: Command, results: Sequence[ArmResult]) -> 
     """
     scores = arm_scores(results)
     if not scores:
-        reasons = "; ".join(failure_notes(results)) or "there are none"
-        raise ConfigError(f"no cell has finished: {reasons}", place=title, fix="mend that and repeat with --retry")
+        raise nothing_finished(results, title)
     reference = _REFERENCE[command]
     tables = [("Arms", score_table(scores))]
-    differences = difference_table(results, reference)
-    if differences is not None:
-        tables.append((f"Differences to {reference}, paired", differences))
+    differences = difference_scores(results, reference)
+    table = difference_table(differences, reference)
+    if table is not None:
+        tables.append((f"Differences to {reference}, paired", table))
     charts = [trade(scores, across, up, number=number) for number, (across, up) in enumerate(_TRADES[command])]
     page = ExperimentPage(
         title=title,
@@ -75,29 +81,29 @@ def side_by_side(title: str, command: Command, results: Sequence[ArmResult]) -> 
         facts=run_facts(results),
         tables=tables,
         charts=[chart for chart in charts if chart is not None],
-        notes=[*failure_notes(results), LEGEND, *_remarks(results)],
+        notes=[
+            *failure_notes(results),
+            *lacking_notes(results, reference),
+            LEGEND,
+            *([_REDUCTION] if command == "adapt" else []),
+            interval_note(results),
+        ],
     )
-    return Finding(page, score_columns(scores))
+    return Finding(page, score_columns([*scores, *differences]))
 
 
 def _headline(results: Sequence[ArmResult], command: Command) -> str:
-    """The arm that keeps or gains most against the reference, and whether the interval leaves zero out."""
+    """The arm that keeps or gains most against the reference, and whether that is settled."""
     first, second = _HEADLINE[command]
     reference = _REFERENCE[command]
     found = difference_to(results, reference, first)
     if not found:
         return f"{len([one for one in results if one.cells])} of {len(results)} arms have finished."
-    name = max(found, key=lambda arm: found[arm].value)
-    best = found[name]
-    sure = best.low > 0 or best.high < 0
+    name = max(found, key=lambda arm: found[arm].value.value)
+    best = found[name].value
     text = f"Most {measure(first).title}: {name}, {estimate_text(best, sign=True)} against {reference}"
     other = difference_to(results, reference, second).get(name)
     if other is not None:
-        text += f", with {measure(second).title} {estimate_text(other, sign=True)}"
-    return text + ("." if sure else ": the interval holds zero, so nothing is settled.")
-
-
-def _remarks(results: Sequence[ArmResult]) -> list[str]:
-    if max((len(result.cells) for result in results), default=0) < 2:
-        return ["One seed: the intervals are over samples and say nothing of how much a training varies."]
-    return ["Values are means over seeds; intervals are over samples, which all seeds share."]
+        text += f", with {measure(second).title} {estimate_text(other.value, sign=True)}"
+    text += f": {best.doubt}." if best.doubt else "."
+    return f"{text} It is the best of {len(found)} arms, so its lead is flattered." if len(found) > 1 else text

@@ -2,52 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loralign.errors import ConfigError
 from loralign.experiments.experiment import Arm
+from loralign.runs.options import COMMON_DEFAULTS
 
 _NOTHING: dict[str, Any] = {"lambda_alignment": 0.0, "lambda_stability": 0.0, "lambda_collision": 0.0}
-_MIDWAY: dict[str, Any] = {"refine_every": 20}
+# What a recipe may hold for its own run, and would be in every arm but is named in none.
+_FREE: dict[str, Any] = {"drift_budget": None}
+_UNREFINED: dict[str, Any] = {"refine_every": 0, "refine_at_start": False}
+# Steps between refinements of a run whose length is stated in passes over the data.
+_REFINE_EVERY = 20
 
 ALIGN_WEIGHTINGS = ("uniform", "norm", "geo", "match")
 """Weightings of the ablation, each with every refinement."""
 
-ALIGN_REFINEMENTS: dict[str, dict[str, Any]] = {
-    "": {},
-    "refactor": {"refine_mode": "condition", **_MIDWAY},
-    "accumulated": {"refine_mode": "accumulated", **_MIDWAY},
-    "gradient": {"refine_mode": "gradient", **_MIDWAY},
-}
-"""Refinements of the ablation by name; the first is none."""
+ALIGN_REFINEMENTS = {"refactor": "condition", "accumulated": "accumulated", "gradient": "gradient"}
+"""Refinements of the ablation by name, and their modes."""
 
 ALIGN_PEERS = ("upgrad", "mgda", "cagrad", "pcgrad")
 """TorchJD's weightings, from the Gramian of LoRA's gradients."""
 
 
-def align_arms(*, refine_every: int | None = None) -> list[Arm]:
+def align_arms(base: Mapping[str, Any]) -> list[Arm]:
     """Uniform, Norm, Geo and match, each without and with the three refinements, and TorchJD's peers.
 
+    Arms without refinement have none at the start either. The others refine as often as the recipe does, or where it
+    does not, each third of the run.
+
     Args:
-        refine_every: steps between two refinements.
+        base: recipe of ``loralign align``.
     """
+    every = _refinement_steps(base)
     arms = []
     for weighting in ALIGN_WEIGHTINGS:
-        for name, refinement in ALIGN_REFINEMENTS.items():
-            overrides = {"weighting": weighting, **refinement}
-            if refinement and refine_every is not None:
-                overrides["refine_every"] = refine_every
-            arms.append(Arm(f"{weighting} + {name}" if name else weighting, overrides))
-    return arms + [Arm(peer, {"weighting": peer}) for peer in ALIGN_PEERS]
+        arms.append(Arm(weighting, {"weighting": weighting, **_UNREFINED}))
+        arms += [
+            Arm(f"{weighting} + {name}", {"weighting": weighting, "refine_mode": mode, "refine_every": every})
+            for name, mode in ALIGN_REFINEMENTS.items()
+        ]
+    return arms + [Arm(peer, {"weighting": peer, **_UNREFINED}) for peer in ALIGN_PEERS]
 
 
-def guard_arms(base: dict[str, Any]) -> list[Arm]:
+def _refinement_steps(base: Mapping[str, Any]) -> int:
+    # A recipe names what differs from the command's defaults.
+    own, steps = int(base["refine_every"]), int(base.get("max_steps", COMMON_DEFAULTS["max_steps"]))
+    return own or (max(1, steps // 3) if steps > 0 else _REFINE_EVERY)
+
+
+def guard_arms(base: Mapping[str, Any]) -> list[Arm]:
     """The ladder of alignguard.md, each collision term taken away alone, and the projections.
 
     The ladder adds one term after the other with the base recipe's own weights: task loss, alignment, stability,
     Riemannian overlap, geodesic; the last is the full method. ``full − overlap`` and ``full − geodesic`` remove one
-    collision term and leave the other its weight.
+    collision term and leave the other its weight. No arm has a budget, which would set the weights, and those that are
+    not called soft project hard.
 
     Args:
         base: recipe of ``loralign adapt``, with the weights of the full method.
@@ -62,14 +73,14 @@ def guard_arms(base: dict[str, Any]) -> list[Arm]:
             raise ConfigError(
                 f"{value} leaves a term of the full method out", place=name, fix="give the weights of the full method"
             )
-    plain = {"guard_mode": "penalty"}
-    first = {**plain, **_NOTHING, "lambda_alignment": alignment}
+    first = {**_FREE, "guard_mode": "penalty", "guard_projection": "hard", **_NOTHING, "lambda_alignment": alignment}
     second = {**first, "lambda_stability": stability}
     overlap = {**second, "lambda_collision": collision * alpha, "collision_alpha": 1.0}
     geodesic = {**second, "lambda_collision": collision * (1 - alpha), "collision_alpha": 0.0}
     full = {**second, "lambda_collision": collision, "collision_alpha": alpha}
+    project = {**_FREE, "guard_mode": "project", "guard_projection": "hard", **_NOTHING}
     return [
-        Arm("plain", {"guard": "none"}),
+        Arm("plain", {**_FREE, "guard": "none"}),
         Arm("+ alignment", first),
         Arm("+ stability", second),
         Arm("+ overlap", overlap),
@@ -77,8 +88,8 @@ def guard_arms(base: dict[str, Any]) -> list[Arm]:
         # The rung before the last is the full method without its geodesic term already.
         Arm("full − overlap", geodesic),
         Arm("full soft", {**full, "guard_projection": "soft"}),
-        Arm("project", {"guard_mode": "project", **_NOTHING}),
-        Arm("project soft", {"guard_mode": "project", **_NOTHING, "guard_projection": "soft"}),
+        Arm("project", project),
+        Arm("project soft", {**project, "guard_projection": "soft"}),
     ]
 
 

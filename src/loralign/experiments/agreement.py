@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -30,8 +31,8 @@ class Agreement:
 
     Attributes:
         name: what is compared.
-        pairs: by the name of a pair, the agreement of its layers by layer name.
-        chance: what independent random ones have on average, by layer name.
+        pairs: by the name of a pair, the agreement of its layers by layer name, a cosine.
+        chance: what independent random ones have, by layer name.
     """
 
     name: str
@@ -45,15 +46,22 @@ class Agreement:
 
 
 def subspace_agreement(name: str, pairs: Mapping[str, tuple[AlignmentSubspace, AlignmentSubspace]]) -> Agreement:
-    """Mean squared cosine of the principal angles of pairs of subspaces.
+    """Root of the mean squared cosine of the principal angles of pairs of subspaces, a cosine as that of updates is.
+
+    Of independent random ones the mean squared cosine is ``max(q, p)/m`` on average, so chance is ``√(max(q, p)/m)``.
 
     Raises:
         StateError: two have no layer in common.
     """
-    chances = [chance_similarities(*pair) for pair in pairs.values()]
+    chances = [_roots(chance_similarities(*pair)) for pair in pairs.values()]
     layers = dict.fromkeys(layer for one in chances for layer in one)
     chance = {layer: fmean(one[layer] for one in chances if layer in one) for layer in layers}
-    return Agreement(name, {pair: first.similarity(second) for pair, (first, second) in pairs.items()}, chance)
+    found = {pair: _roots(first.similarity(second)) for pair, (first, second) in pairs.items()}
+    return Agreement(name, found, chance)
+
+
+def _roots(values: Mapping[str, float]) -> dict[str, float]:
+    return {layer: math.sqrt(value) for layer, value in values.items()}
 
 
 def update_agreement(

@@ -7,25 +7,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loralign.errors import ConfigError
 from loralign.evaluation.bootstrap import Estimate
 from loralign.experiments.experiment import ArmResult
+from loralign.experiments.facts import ONE_SEED, interval_note, minutes, most_seeds, run_facts
 from loralign.experiments.finding import (
     ArmScore,
     Finding,
     arm_scores,
+    axes,
     difference_to,
     estimate_text,
     failure_notes,
+    nothing_finished,
     score_columns,
     score_table,
+    trade_points,
 )
-from loralign.experiments.outcomes import LEGEND, measure
+from loralign.experiments.outcomes import LEGEND
 from loralign.experiments.selection import Known, Limit, best_within, estimates
 from loralign.report.experiment import ExperimentPage
 from loralign.report.families import Family, families_chart
 from loralign.report.theme import Chart, Table
-from loralign.report.trade import Axis, TradePoint
+from loralign.report.trade import TradePoint
 
 _DRIFT, _GAIN = "drift", "task_gain"
 
@@ -52,7 +55,7 @@ class BudgetRow:
     best: str | None = None
     best_drift: Estimate | None = None
     best_gain: Estimate | None = None
-    difference: Estimate | None = None
+    difference: ArmScore | None = None
 
 
 def against_sweep(held: Sequence[ArmResult], fixed: Sequence[ArmResult]) -> Finding:
@@ -72,19 +75,17 @@ def against_sweep(held: Sequence[ArmResult], fixed: Sequence[ArmResult]) -> Find
     known = estimates(scores)
     rows = budget_rows(held, fixed, scores)
     if not rows:
-        reasons = "; ".join(failure_notes(results)) or "there are none"
-        raise ConfigError(
-            f"no arm with a budget has finished: {reasons}", place="controller", fix="mend that and repeat with --retry"
-        )
+        raise nothing_finished(results, "controller", "no arm with a budget has finished")
     page = ExperimentPage(
         title="controller",
-        headline=_headline(rows, len(fixed)),
+        headline=_headline(rows, len(fixed)) + (f" {ONE_SEED}" if most_seeds(results) < 2 else ""),
         facts=_facts(held, fixed),
         tables=[("Budget by budget", _table(rows, len(fixed))), ("All arms", score_table(scores))],
         charts=[_chart(held, fixed, known, [row.budget for row in rows])],
         notes=[*failure_notes(results), *_remarks(results, len(fixed)), LEGEND],
     )
-    return Finding(page, _columns(scores, results))
+    differences = [row.difference for row in rows if row.difference is not None]
+    return Finding(page, _columns([*scores, *differences], results))
 
 
 def budget_rows(held: Sequence[ArmResult], fixed: Sequence[ArmResult], scores: Sequence[ArmScore]) -> list[BudgetRow]:
@@ -129,7 +130,7 @@ def _cells(row: BudgetRow, runs: int) -> tuple[str, ...]:
         row.best or "none keeps to it",
         _text(row.best_drift),
         _text(row.best_gain),
-        _text(row.difference, sign=True),
+        _text(None if row.difference is None else row.difference.value, sign=True),
         "1",
         str(runs),
     )
@@ -143,8 +144,9 @@ def _headline(rows: Sequence[BudgetRow], runs: int) -> str:
     """How many budgets either met, and what the controller gained more or less where both did."""
     met = sum(row.met != "no" for row in rows)
     found = sum(row.best is not None for row in rows)
-    both = [row.difference for row in rows if row.met != "no" and row.difference is not None]
-    more, less = sum(one.low > 0 for one in both), sum(one.high < 0 for one in both)
+    both = [row.difference.value for row in rows if row.met != "no" and row.difference is not None]
+    settled = [one for one in both if not one.doubt]
+    more, less = sum(one.low > 0 for one in settled), sum(one.high < 0 for one in settled)
     text = (
         f"The controller met {met} of {len(rows)} budgets with one run each; the best of {runs} fixed weights met "
         f"{found}."
@@ -158,22 +160,17 @@ def _headline(rows: Sequence[BudgetRow], runs: int) -> str:
 
 
 def _facts(held: Sequence[ArmResult], fixed: Sequence[ArmResult]) -> list[tuple[str, str]]:
-    seeds = sorted({cell.seed for one in [*held, *fixed] for cell in one.cells})
     return [
         ("Budgets", str(len(held))),
         ("Fixed weights", str(len(fixed))),
-        ("Seeds", ", ".join(map(str, seeds)) or "none"),
-        ("Time under a budget", _minutes(held)),
-        ("Time of the sweep", _minutes(fixed)),
+        *run_facts([*held, *fixed]),
+        ("Time under a budget", minutes(held)),
+        ("Time of the sweep", minutes(fixed)),
     ]
 
 
-def _minutes(results: Sequence[ArmResult]) -> str:
-    return f"{sum(cell.seconds for one in results for cell in one.cells) / 60:.0f} min"
-
-
 def _chart(held: Sequence[ArmResult], fixed: Sequence[ArmResult], known: Known, budgets: Sequence[float]) -> Chart:
-    across, up = (Axis(one.title, one.higher) for one in (measure(_DRIFT), measure(_GAIN)))
+    across, up = axes(_DRIFT, _GAIN)
     families = [
         Family("controller", _points(held, known)),
         Family("fixed λ", _points(fixed, known)),
@@ -183,25 +180,18 @@ def _chart(held: Sequence[ArmResult], fixed: Sequence[ArmResult], known: Known, 
 
 
 def _points(results: Sequence[ArmResult], known: Known) -> list[TradePoint]:
-    found = [(one.arm.name, known[one.arm.name]) for one in results if one.arm.name in known]
-    return [TradePoint(name, _ends(values[_DRIFT]), _ends(values[_GAIN])) for name, values in found]
-
-
-def _ends(found: Estimate) -> tuple[float, float, float]:
-    return found.value, found.low, found.high
+    return trade_points({one.arm.name: known[one.arm.name] for one in results if one.arm.name in known}, _DRIFT, _GAIN)
 
 
 def _remarks(results: Sequence[ArmResult], runs: int) -> list[str]:
-    found = [
+    return [
         f"Runs are for each seed. A budget known beforehand takes one; the sweep's {runs} serve every budget, and say "
         "which weights keep to one only when they have all ended.",
         "A budget is met on average where the mean over seeds keeps to it but some seed does not. The best fixed λ "
         "is chosen by its measured drift and gain, so it is flattered.",
         "Drift is measured on the probe that the controller steers by.",
+        interval_note(results),
     ]
-    if max((len(one.outcomes) for one in results), default=0) < 2:
-        found.append("One seed: the intervals are over samples and say nothing of how much a training varies.")
-    return found
 
 
 def _columns(scores: Sequence[ArmScore], results: Sequence[ArmResult]) -> dict[str, list[Any]]:

@@ -7,41 +7,58 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from loralign.errors import ConfigError
 from loralign.evaluation.bootstrap import Estimate
 from loralign.evaluation.parquet import write_columns
 from loralign.experiments.experiment import ArmResult
-from loralign.experiments.outcomes import difference, estimate, measure, ordered, over_seeds, value
+from loralign.experiments.outcomes import measure, ordered
+from loralign.experiments.seed_means import OverSeeds, SeedEstimate, avoided, compared, estimate, over_seeds, value
 from loralign.files import write_text
 from loralign.report.experiment import ExperimentPage, experiment_markdown, render_experiment
-from loralign.report.format import significant
+from loralign.report.format import listing
+from loralign.report.intervals import interval
+from loralign.report.records import Metric
 from loralign.report.theme import Chart, Table
 from loralign.report.trade import Axis, TradePoint, trade_chart
 
 RESULTS, TABLE, PAGE = "results.parquet", "results.md", "index.html"
-COLUMNS = ("arm", "measure", "seeds", "samples", "value", "low", "high", "lowest_seed", "highest_seed")
+COLUMNS = ("arm", "measure", "reference", "seeds", "samples", "value", "low", "high", "lowest_seed", "highest_seed")
+DRIFT, REDUCTION = "drift", "drift_reduction"
 
 
 @dataclass(frozen=True)
 class ArmScore:
-    """One measure of one arm: the mean over seeds with its 95 % interval over samples, and how far seeds differ.
+    """One measure of one arm: the mean over seeds with its 95 % interval over seeds and samples, and the seeds' range.
 
     Attributes:
         arm: its name.
         measure: key of the measure.
-        seeds: how many.
         samples: how many of one seed.
         value: mean over seeds, with its interval.
-        lowest: seed with the lowest value.
-        highest: seed with the highest.
+        lowest: value of the seed with the lowest.
+        highest: of that with the highest.
+        reference: the arm that it is a difference to, over the seeds that both have; empty of the arm's own values.
     """
 
     arm: str
     measure: str
-    seeds: int
     samples: int
-    value: Estimate
+    value: SeedEstimate
     lowest: float
     highest: float
+    reference: str = ""
+
+    @classmethod
+    def of(cls, arm: str, measure: str, found: OverSeeds, reference: str = "") -> ArmScore:
+        """From what the seeds found."""
+        single = [value(samples) for samples in found.single()]
+        samples = sum(found.sizes[0])
+        return cls(arm, measure, samples, estimate(found), min(single), max(single), reference)
+
+    @property
+    def seeds(self) -> int:
+        """How many it is a mean of."""
+        return self.value.seeds
 
     def row(self) -> tuple[Any, ...]:
         """As :data:`COLUMNS`."""
@@ -49,6 +66,7 @@ class ArmScore:
         return (
             self.arm,
             self.measure,
+            self.reference,
             self.seeds,
             self.samples,
             mean.value,
@@ -91,35 +109,52 @@ def arm_scores(results: Sequence[ArmResult]) -> list[ArmScore]:
     found = []
     for result in results:
         for one in ordered(result.keys):
-            samples = over_seeds(result.outcomes, one.key)
-            if samples is None:
-                continue
-            single = [value(outcome[one.key]) for outcome in result.outcomes]
-            found.append(
-                ArmScore(
-                    arm=result.arm.name,
-                    measure=one.key,
-                    seeds=len(result.outcomes),
-                    samples=sum(sample.size for sample in result.outcomes[0][one.key]),
-                    value=estimate(samples),
-                    lowest=min(single),
-                    highest=max(single),
-                )
-            )
+            mean = over_seeds(result.outcomes, one.key, result.seeds)
+            if mean is not None:
+                found.append(ArmScore.of(result.arm.name, one.key, mean))
     return found
 
 
-def difference_to(results: Sequence[ArmResult], reference: str, key: str) -> dict[str, Estimate]:
-    """Every arm's paired difference to the reference arm in one measure, by arm, where it can be paired."""
-    known = {result.arm.name: over_seeds(result.outcomes, key) for result in results if result.outcomes}
-    before = known.get(reference)
+def difference_to(results: Sequence[ArmResult], reference: str, key: str) -> dict[str, ArmScore]:
+    """Every arm's difference to the reference arm in one measure, by arm, seed by seed and sample by sample.
+
+    Only seeds that both have are compared, so that none is set off against another; an arm with none in common with
+    the reference, or with other samples, is left out. Of :data:`REDUCTION` it is ``1 − drift / drift of the
+    reference`` instead.
+    """
+    before = next((result.units for result in results if result.arm.name == reference), {})
     found = {}
-    for name, after in known.items():
-        if name != reference and before is not None and after is not None:
-            paired = difference(after, before)
-            if paired is not None:
-                found[name] = estimate(paired)
+    for result in results:
+        name = result.arm.name
+        if name == reference:
+            continue
+        reduced = key == REDUCTION
+        both = compared(result.units, before, DRIFT, avoided) if reduced else compared(result.units, before, key)
+        if both is not None and not (reduced and value(both.before) <= 0):
+            found[name] = ArmScore.of(name, key, both, reference)
     return found
+
+
+def difference_scores(results: Sequence[ArmResult], reference: str) -> list[ArmScore]:
+    """All of :func:`difference_to`, measure by measure, the reduction of drift among them."""
+    keys = {key for result in results for key in result.keys}
+    keys |= {REDUCTION} if DRIFT in keys else set()
+    return [one for key in ordered(keys) for one in difference_to(results, reference, key.key).values()]
+
+
+def lacking_notes(results: Sequence[ArmResult], reference: str) -> list[str]:
+    """A sentence for every arm that lacks a seed of the reference, or has one that the reference lacks."""
+    notes = []
+    known = {result.arm.name: {seed for _, seed in result.units} for result in results if result.outcomes}
+    own = known.get(reference, set())
+    for name, seeds in known.items():
+        if own and seeds != own:
+            common = sorted(seeds & own)
+            told = f"compared over seeds {listing([*map(str, common)], 20)} alone" if common else "not compared"
+            lacks = [(name, own - seeds), (reference, seeds - own)]
+            missing = [f"{arm} lacks {listing([*map(str, sorted(its))], 20)}" for arm, its in lacks if its]
+            notes.append(f"{name} and {reference} are {told}: {'; '.join(missing)}.")
+    return notes
 
 
 def score_columns(scores: Sequence[ArmScore]) -> dict[str, list[Any]]:
@@ -128,7 +163,7 @@ def score_columns(scores: Sequence[ArmScore]) -> dict[str, list[Any]]:
     return {name: [row[index] for row in rows] for index, name in enumerate(COLUMNS)}
 
 
-def score_table(scores: Sequence[ArmScore], first: str = "arm") -> Table:
+def score_table(scores: Sequence[ArmScore], first: str = "arm", *, sign: bool = False) -> Table:
     """Arms by measures, each value with its interval."""
     arms = list(dict.fromkeys(one.arm for one in scores))
     keys = ordered({one.measure for one in scores})
@@ -138,32 +173,30 @@ def score_table(scores: Sequence[ArmScore], first: str = "arm") -> Table:
         (
             arm,
             str(seeds[arm]),
-            *(estimate_text(known[arm, one.key].value) if (arm, one.key) in known else "" for one in keys),
+            *(estimate_text(known[arm, one.key].value, sign=sign) if (arm, one.key) in known else "" for one in keys),
         )
         for arm in arms
     )
     return Table((first, "seeds", *(one.title for one in keys)), rows)
 
 
-def difference_table(results: Sequence[ArmResult], reference: str) -> Table | None:
-    """Every arm's paired differences to the reference arm; ``None`` where there is nothing to compare."""
-    keys = ordered({key for result in results for key in result.keys})
-    found = {one.key: difference_to(results, reference, one.key) for one in keys}
-    keys = [one for one in keys if found[one.key]]
-    arms = [result.arm.name for result in results if any(result.arm.name in found[one.key] for one in keys)]
-    if not arms:
+def difference_table(scores: Sequence[ArmScore], reference: str) -> Table | None:
+    """The scores of :func:`difference_scores` by arm and measure; ``None`` where there are none."""
+    if not scores:
         return None
-    rows = tuple(
-        (arm, *(estimate_text(found[one.key][arm], sign=True) if arm in found[one.key] else "" for one in keys))
-        for arm in arms
-    )
-    return Table((f"arm minus {reference}", *(one.title for one in keys)), rows)
+    return score_table(scores, f"arm minus {reference}", sign=True)
 
 
 def estimate_text(found: Estimate, *, sign: bool = False) -> str:
     """``0.512 [0.431, 0.593]``."""
     plus = "+" if sign and found.value > 0 else ""
-    return f"{plus}{significant(found.value)} [{significant(found.low)}, {significant(found.high)}]"
+    return plus + interval(Metric(found.value, found.low, found.high))
+
+
+def nothing_finished(results: Sequence[ArmResult], place: str, problem: str = "no cell has finished") -> ConfigError:
+    """The fault of an experiment without anything to show, with the reasons."""
+    reasons = "; ".join(failure_notes(results)) or "there are none"
+    return ConfigError(f"{problem}: {reasons}", place=place, fix="mend that and repeat with --retry")
 
 
 def failure_notes(results: Sequence[ArmResult]) -> list[str]:
@@ -177,17 +210,24 @@ def failure_notes(results: Sequence[ArmResult]) -> list[str]:
 
 def trade(scores: Sequence[ArmScore], across: str, up: str, *, number: int = 0) -> Chart | None:
     """Two measures against each other, one point for each arm, with the Pareto front; ``None`` below two points."""
-    known = {(one.arm, one.measure): one.value for one in scores}
-    points = [
-        TradePoint(arm, _ends(known[arm, across]), _ends(known[arm, up]))
-        for arm in dict.fromkeys(one.arm for one in scores)
-        if (arm, across) in known and (arm, up) in known
-    ]
+    known: dict[str, dict[str, Estimate]] = {}
+    for one in scores:
+        known.setdefault(one.arm, {})[one.measure] = one.value
+    points = trade_points(known, across, up)
     if len(points) < 2:
         return None
-    axes = (Axis(one.title, one.higher) for one in (measure(across), measure(up)))
-    return trade_chart(points, *axes, key=f"trade-{number}")
+    return trade_chart(points, *axes(across, up), key=f"trade-{number}")
 
 
-def _ends(found: Estimate) -> tuple[float, float, float]:
-    return found.value, found.low, found.high
+def trade_points(known: Mapping[str, Mapping[str, Estimate]], across: str, up: str) -> list[TradePoint]:
+    """The arms that have both measures."""
+    return [
+        TradePoint(arm, *((one.value, one.low, one.high) for one in (values[across], values[up])))
+        for arm, values in known.items()
+        if across in values and up in values
+    ]
+
+
+def axes(across: str, up: str) -> tuple[Axis, Axis]:
+    """Of two measures."""
+    return Axis(measure(across).title, measure(across).higher), Axis(measure(up).title, measure(up).higher)

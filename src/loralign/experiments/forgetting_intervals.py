@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -79,12 +79,13 @@ class LawEstimate:
 def estimate_law(runs: Sequence[ForgettingRun], *, resamples: int = RESAMPLES, seed: int = 0) -> LawEstimate:
     """Fit the law and say how far its parameters are known.
 
-    Units are resampled with replacement among those of one size, so that every resample has all sizes: how much models
-    of other kinds would depart from the law is not in the intervals, least of all with two sizes. Resamples that no law
-    can be fitted to are left out. The percentile intervals are widened as Student's t widens those of few degrees of
-    freedom, since resamples vary less than new runs would: by ``√(n/(n−p)) · t₀.₉₇₅,ₙ₋ₚ / z₀.₉₇₅`` for n runs and p
-    parameters, on a logarithmic scale for what is positive. Runs count alike, so where those that forget most also
-    scatter most, the intervals are still too narrow.
+    Units are resampled with replacement among those of one size, so that every resample has all sizes: how much
+    models of other kinds would depart from the law is not in the intervals, least of all with two sizes. Resamples
+    that no law can be fitted to are left out. Amplitudes of all are taken at the middle of the runs, not at the
+    resample's own. The percentile intervals are widened as Student's t widens those of few degrees of freedom, since
+    resamples vary less than new runs would: by ``√(n/(n−p)) · t₀.₉₇₅,ₙ₋ₚ / z₀.₉₇₅`` for n runs and p parameters, on a
+    logarithmic scale for what is positive. Runs count alike, so where those that forget most also scatter most, the
+    intervals are still too narrow.
 
     Args:
         runs: of one or more groups, the first of which is the reference.
@@ -95,10 +96,10 @@ def estimate_law(runs: Sequence[ForgettingRun], *, resamples: int = RESAMPLES, s
         DataError: as :func:`~loralign.experiments.forgetting_law.fit_law`.
     """
     fit = fit_law(runs)
-    drawn = [_values(one) for one in _resampled(runs, fit, resamples, seed)]
+    drawn = [_values(one, fit.middle) for one in _resampled(runs, fit, resamples, seed)]
     errors = standard_errors(runs, fit)
     parameters = []
-    for name, value in _values(fit).items():
+    for name, value in _values(fit, fit.middle).items():
         ends = _interval([one[name] for one in drawn])
         low, high = (_widened(name, value, end, len(runs), fit.free) for end in ends)
         parameters.append(Parameter(name, value, low, high, errors.get(name, math.nan)))
@@ -194,10 +195,11 @@ def _widened(name: str, value: float, end: float, runs: int, free: int) -> float
         return float(value * np.float64(end / value) ** factor)
 
 
-def _values(fit: LawFit) -> dict[str, float]:
-    """All numbers of a fit that have an interval, by name."""
+def _values(fit: LawFit, middle: tuple[float, float]) -> dict[str, float]:
+    """All numbers of a fit that have an interval, by name; amplitudes at this amount and size."""
     groups = list(fit.amplitudes)
-    found = {_middle(group): fit.amplitudes[group] for group in groups}
+    grown = replace(fit, offset=0.0)
+    found = {_middle(group): float(grown.increment(group, *middle)) for group in groups}
     found |= {_own(group): fit.coefficient(group) for group in groups}
     found |= {"β": fit.beta, "α": fit.alpha, "E": fit.offset}
     found |= {ratio_name(group, groups[0]): fit.ratio(group, groups[0]) for group in groups[1:]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,12 +19,17 @@ from loralign.experiments.cell import Cell
 from loralign.experiments.contents import contents_digest
 from loralign.experiments.language import language_rows, score_language
 from loralign.experiments.store import CHECK_DIRECTORY, LANGUAGE_FILE, RUN_DIRECTORY, TASKS_FILE
+from loralign.models.dtype import DtypeName
 from loralign.runs.driftcheck import BASELINE, check_drift, is_run
 from loralign.runs.driftcheck_options import CheckOptions, CheckSubject
 from loralign.runs.output import ADAPTER
-from loralign.runs.task_scores import score_tasks
+from loralign.runs.task_scores import score_tasks, task_specs
+
+logger = logging.getLogger(__name__)
 
 STARTS = "starts"
+# Settings of a recipe that measuring cannot follow, and what it loads in their place.
+_UNFOLLOWED = {"load_in_4bit": "the unquantised base", "revision": "the main revision of the base"}
 
 
 @dataclass(frozen=True)
@@ -51,17 +57,24 @@ class Measures:
             raise ConfigError(f"{self.prompts} prompts are too few", place="prompts", fix="use at least 2")
         if self.language_samples < 2:
             raise ConfigError(f"{self.language_samples} samples of text are too few", fix="use at least 2")
+        if self.task_limit is not None and self.task_limit < 1:
+            raise ConfigError(f"{self.task_limit} documents are too few", place="task_limit", fix="use at least 1")
 
     def check(self) -> None:
-        """Make sure that set and text can be read before anything is trained.
+        """Make sure that set, text and tasks are there before anything is trained.
+
+        Data that a task of the harness takes from the hub are not asked for.
 
         Raises:
-            DataError: they cannot.
+            ConfigError: a task is unknown or named twice, or the harness is not installed.
+            DataError: a file cannot be read.
         """
         if self.driftcheck is not None:
             load_driftcheck(self.driftcheck)
         if self.language:
             language_rows(self.language, self.language_samples)
+        if self.tasks:
+            task_specs(self.tasks)
 
     def to_json(self) -> dict[str, Any]:
         """As plain values; nothing where nothing is measured."""
@@ -84,6 +97,10 @@ class Measures:
 def measure_cell(cell: Cell, place: Path, store: Path) -> None:
     """Measure the adapter that a cell's run left, what was measured before left out.
 
+    Base weights are of the recipe's ``dtype``. They are never quantised, and of a hub model those of its main revision:
+    a warning says so where the recipe trains on others. Tasks have the same solved examples whatever the cell's seed,
+    and only the adapter is scored on them.
+
     Args:
         cell: with its measures.
         place: its directory.
@@ -95,9 +112,11 @@ def measure_cell(cell: Cell, place: Path, store: Path) -> None:
     measures = Measures.from_json(dict(cell.measures))
     adapter = place / RUN_DIRECTORY / ADAPTER
     start = cell.settings.get("adapter") or cell.settings.get("model")
-    seed = cell.seed
+    dtype: DtypeName = cell.settings.get("dtype") or "auto"
+    if measures != Measures():
+        _warn_of_another_base(cell)
     if measures.driftcheck is not None and not is_run(place / CHECK_DIRECTORY / BASELINE):
-        options = CheckOptions(prompts=measures.prompts, toxicity="none", seed=0)
+        options = CheckOptions(prompts=measures.prompts, toxicity="none", dtype=dtype, seed=0)
         before = _start_check(store, start, measures.driftcheck, options)
         check = place / CHECK_DIRECTORY
         if not is_run(check):
@@ -106,10 +125,16 @@ def measure_cell(cell: Cell, place: Path, store: Path) -> None:
         shutil.copytree(before, check / BASELINE, dirs_exist_ok=True)
     if measures.language and not (place / LANGUAGE_FILE).is_file():
         rows = language_rows(measures.language, measures.language_samples)
-        kept = {key: cell.settings.get(key) for key in ("max_length", "dtype")}
-        score_language(adapter, rows, place / LANGUAGE_FILE, **kept)
+        length = cell.settings.get("max_length")
+        score_language(adapter, rows, place / LANGUAGE_FILE, max_length=length, dtype=dtype)
     if measures.tasks and not (place / TASKS_FILE).is_file():
-        _score(str(adapter), measures, place / TASKS_FILE, seed)
+        _score(str(adapter), measures, place / TASKS_FILE, dtype)
+
+
+def _warn_of_another_base(cell: Cell) -> None:
+    for name, loaded in _UNFOLLOWED.items():
+        if cell.settings.get(name):
+            logger.warning("%s is %s, but prompts, text and tasks are of %s", name, cell.settings[name], loaded)
 
 
 def _start_check(store: Path, start: str | None, prompts: str, options: CheckOptions) -> Path:
@@ -123,10 +148,13 @@ def _start_check(store: Path, start: str | None, prompts: str, options: CheckOpt
     return place
 
 
-def _score(adapter: str, measures: Measures, target: Path, seed: int) -> None:
+def _score(adapter: str, measures: Measures, target: Path, dtype: DtypeName) -> None:
+    limit = measures.task_limit
+    # One seed for all cells: solved examples that differ between them would make their documents no longer the same.
     score_tasks(
-        adapter, None, measures.tasks, target, limit=measures.task_limit, seed=seed, samples=True, show_progress=False
-    )
+        adapter, None, measures.tasks, target, base=False, dtype=dtype, limit=limit, seed=0, samples=True,
+        show_progress=False,
+    )  # fmt: skip
 
 
 def _short(identity: Sequence[Any]) -> str:

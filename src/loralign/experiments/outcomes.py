@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow.parquet as pq
 from pyarrow import ArrowException
 
 from loralign.errors import StateError
 from loralign.evaluation import PairScores
-from loralign.evaluation.bootstrap import Difference, Estimate, Ratio, Sample, bootstrap_mean
+from loralign.evaluation.bootstrap import Difference, Ratio
 from loralign.evaluation.measures import pair_measures
 from loralign.evaluation.pairs import FloatArray
 from loralign.experiments.language import read_language
+from loralign.experiments.sample_statistics import Lowest, kept_share
+from loralign.experiments.seed_means import Samples
 from loralign.experiments.store import CHECK_DIRECTORY, LANGUAGE_FILE, TASKS_FILE, CellRecord
 from loralign.runs.driftcheck import BASELINE, RESPONSES
 from loralign.runs.kept_scores import SAMPLE_SCORES
@@ -57,6 +58,9 @@ MEASURES = (
 )
 """Of :func:`outcome`, in the order of tables; accuracies of single objectives and tasks' scores come after them."""
 
+COMPARED = (Measure("drift_reduction", "drift reduction", True),)
+"""Of an arm against another, ``1 − drift / drift of the other``; no cell has it alone."""
+
 LEGEND = (
     "Drift is KL(start‖now) on the opening of the probe's responses, reference drift KL(now‖reference) on validation "
     "pairs; drifts, task gain (start minus now), losses on task and text and forgetting (now minus start) are in nats "
@@ -65,12 +69,11 @@ LEGEND = (
 """What the titles mean, for below a table."""
 
 OBJECTIVE, TASK = "accuracy:", "task:"
-Samples = tuple[Sample, ...]
 
 
 def measure(key: str) -> Measure:
     """The measure of this key, those of objectives and tasks included."""
-    for one in MEASURES:
+    for one in (*MEASURES, *COMPARED):
         if one.key == key:
             return one
     if key.startswith(OBJECTIVE):
@@ -80,7 +83,7 @@ def measure(key: str) -> Measure:
 
 def ordered(keys: Iterable[str]) -> list[Measure]:
     """The measures of these keys in the order of tables."""
-    known = {one.key: index for index, one in enumerate(MEASURES)}
+    known = {one.key: index for index, one in enumerate((*MEASURES, *COMPARED))}
     return [measure(key) for key in sorted(set(keys), key=lambda key: (known.get(key, len(known)), key))]
 
 
@@ -89,7 +92,8 @@ def outcome(record: CellRecord) -> dict[str, Samples]:
 
     Of an adaptation: ``task_loss``, ``task_gain``, ``drift``, and where answers were judged ``refusal``,
     ``over_refusal`` and ``retention``, the share of the start's refusals of unsafe prompts that is left; those of a
-    driftcheck take the place of the run's own. Of an alignment: accuracies, ``loss`` and ``reference_drift``. Of
+    driftcheck take the place of the run's own. Of an alignment: accuracies, ``accuracy_worst`` of the
+    objective that is lowest in the resample, ``loss`` and ``reference_drift``. Of
     text that the start knew: ``language_loss``, and ``forgetting``, by how much it rose (nats per token). Of
     tasks: ``task:NAME``.
 
@@ -111,72 +115,6 @@ def outcome(record: CellRecord) -> dict[str, Samples]:
         for name, values in read_task_samples(tasks).items():
             found[TASK + name] = (_mean(np.array(values)),)
     return found
-
-
-@dataclass(frozen=True, eq=False)
-class SeedMean:
-    """Mean over seeds of a statistic of the same samples, which a resample draws alike for all of them.
-
-    Args:
-        seeds: the statistic of each seed, all of one size.
-    """
-
-    seeds: Sequence[Sample]
-
-    @property
-    def size(self) -> int:
-        """Number of samples."""
-        return self.seeds[0].size
-
-    def at(self, index: npt.NDArray[np.intp]) -> FloatArray:
-        """The mean of the statistics of the samples ``index``."""
-        mean: FloatArray = np.mean([one.at(index) for one in self.seeds], axis=0)
-        return mean
-
-
-def over_seeds(outcomes: Sequence[Mapping[str, Samples]], key: str) -> Samples | None:
-    """The mean over seeds of one measure, or ``None`` where a seed does not have it.
-
-    Seeds that were measured on the same samples share them; those that were not are averaged as independent.
-    """
-    parts = [one.get(key) for one in outcomes]
-    known = [part for part in parts if part is not None]
-    if not known or len(known) < len(parts):
-        return None
-    sizes = {tuple(sample.size for sample in part) for part in known}
-    if len(sizes) == 1:
-        return tuple(SeedMean(column) for column in zip(*known, strict=True))
-    return tuple(sample for part in known for sample in part)
-
-
-def estimate(samples: Samples, *, seed: int = 0, resamples: int = 2000) -> Estimate:
-    """The mean of the statistics with its 95 % bootstrap interval over samples."""
-    return bootstrap_mean(samples, seed=seed, resamples=resamples)
-
-
-def value(samples: Samples) -> float:
-    """The mean of the statistics alone."""
-    return float(np.mean([sample.at(np.arange(sample.size)) for sample in samples]))
-
-
-def difference(after: Samples, before: Samples) -> Samples | None:
-    """Paired differences, or ``None`` where the samples are not the same in number."""
-    if [one.size for one in after] != [one.size for one in before]:
-        return None
-    return tuple(_Paired(one, other) for one, other in zip(after, before, strict=True))
-
-
-@dataclass(frozen=True, eq=False)
-class _Paired:
-    after: Sample
-    before: Sample
-
-    @property
-    def size(self) -> int:
-        return self.after.size
-
-    def at(self, index: npt.NDArray[np.intp]) -> FloatArray:
-        return self.after.at(index) - self.before.at(index)
 
 
 def _adaptation(file: Path) -> dict[str, Samples]:
@@ -218,8 +156,9 @@ def _refusals(labels: Any, before: FloatArray, after: FloatArray) -> dict[str, S
     unsafe, safe = labels == "unsafe", labels == "safe"
     if unsafe.any():
         found["refusal"] = (_mean(after[unsafe]),)
-        if before[unsafe].sum() > 0:
-            found["retention"] = (Ratio(after[unsafe], before[unsafe]),)
+        kept = kept_share(before[unsafe], after[unsafe])
+        if kept is not None:
+            found["retention"] = (kept,)
     if safe.any():
         found["over_refusal"] = (_mean(after[safe]),)
     return found
@@ -233,10 +172,9 @@ def _alignment(record: CellRecord) -> dict[str, Samples]:
     beta = float(record.settings.get("beta") or 0.1)
     by_objective = {name: pair_measures(pairs.of_objectives([name]), beta) for name in dict.fromkeys(pairs.objectives)}
     accuracies = {name: measures["accuracy_reward"] for name, measures in by_objective.items()}
-    worst = min(accuracies, key=lambda name: value((accuracies[name],)))
     found: dict[str, Samples] = {OBJECTIVE + name: (sample,) for name, sample in accuracies.items()}
     found["accuracy"] = tuple(accuracies.values())
-    found["accuracy_worst"] = (accuracies[worst],)
+    found["accuracy_worst"] = (Lowest.of(accuracies),)
     for key, name in (("loss", "loss"), ("reference_drift", "kl_policy_reference")):
         found[key] = tuple(measures[name] for measures in by_objective.values())
     return found

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loralign.experiments.experiment import Arm, ArmResult
 from loralign.experiments.factors import FACTORS, ORDERED, Factors, Setting, settings_with
-from loralign.experiments.finding import estimate_text
+from loralign.experiments.finding import ArmScore, estimate_text
 from loralign.experiments.outcomes import measure
-from loralign.experiments.saturation import changes, first_fall, saturation
+from loralign.experiments.saturation import changes, differences, first_fall, saturation
+from loralign.experiments.seed_means import SeedEstimate
 
 GAIN = "task_gain"
 _PROTECTIONS = ("retention", "drift")
@@ -22,7 +23,7 @@ class FactorResult:
     Attributes:
         factor: which.
         results: one for each value that has finished cells, named by it, ascending where values have an order; in a
-            full grid with the cells of all arms that have the value.
+            full grid with the cells of all arms that have the value, grouped by the other factors.
         protection: measure of it, ``retention``, or ``drift`` where no answers were judged.
     """
 
@@ -41,9 +42,9 @@ class FactorResult:
             found = better.get((0, 1))
             if found is None:
                 return []
-            told = "settled" if found.low > 0 or found.high < 0 else "not settled"
             by = estimate_text(found, sign=True)
-            return [f"{self.factor}: {protection} is better by {by} with {names[1]} than with {names[0]}, {told}."]
+            told = f": {found.doubt}" if found.doubt else ", settled"
+            return [f"{self.factor}: {protection} is better by {by} with {names[1]} than with {names[0]}{told}."]
         index, fall = saturation(len(names), better), first_fall(len(names), gain)
         if index == len(names) - 1:
             text = f"{self.factor}: {protection} still improves at the largest value, {names[-1]}"
@@ -51,7 +52,27 @@ class FactorResult:
             text = f"{self.factor}: no value up to {names[-1]} improves {protection} on the smallest, {names[0]}"
         else:
             text = f"{self.factor}: {protection} saturates at {names[index]}"
-        return [f"{text}; task gain {'does not fall' if fall is None else f'falls from {names[fall]} on'}."]
+        text += f"; task gain {'does not fall' if fall is None else f'falls from {names[fall]} on'}"
+        return [f"{text}{_doubt([*better.values(), *gain.values()])}."]
+
+    def differences(self) -> list[ArmScore]:
+        """What the sentences rest on: protection and task gain of every value against every smaller or earlier one."""
+        return [one for key in (self.protection, GAIN) for one in differences(self.results, key).values()]
+
+    def lacking(self) -> list[str]:
+        """A sentence where values do not have the same cells, of which only the common ones are compared."""
+        if len({frozenset(result.units) for result in self.results}) < 2:
+            return []
+        return [
+            f"{self.factor}: some values lack seeds or settings that others have; each two are compared over those "
+            "that both have."
+        ]
+
+
+def _doubt(found: Sequence[SeedEstimate]) -> str:
+    if not found:
+        return "; no two values can be compared"
+    return "; some are compared over one seed, so nothing is settled" if min(one.seeds for one in found) < 2 else ""
 
 
 def factor_results(
@@ -71,11 +92,17 @@ def factor_results(
     for factor in FACTORS:
         gathered = []
         for value in factors.of(factor):
-            arms = [known[one.name] for one in settings_with(chosen, own, factor, value) if one.name in known]
-            cells = tuple(cell for arm in arms for cell in arm.cells)
-            outcomes = tuple(outcome for arm in arms for outcome in arm.outcomes)
+            arms = [(one, known[one.name]) for one in settings_with(chosen, own, factor, value) if one.name in known]
+            cells = tuple(cell for _, arm in arms for cell in arm.cells)
+            outcomes = tuple(outcome for _, arm in arms for outcome in arm.outcomes)
             if outcomes:
-                gathered.append(ArmResult(Arm(str(value)), cells, outcomes))
+                groups = tuple(_others(one, factor) for one, arm in arms for _ in arm.cells)
+                gathered.append(ArmResult(Arm(str(value)), cells, outcomes, groups=groups))
         if gathered:
             found.append(FactorResult(factor, tuple(gathered), _PROTECTIONS[0 if judged else 1]))
     return found
+
+
+def _others(setting: Setting, factor: str) -> str:
+    """The setting's other factors."""
+    return replace(setting, **{factor: None}).name

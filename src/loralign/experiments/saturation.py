@@ -7,32 +7,42 @@ from itertools import combinations
 
 from loralign.evaluation.bootstrap import Estimate
 from loralign.experiments.experiment import ArmResult
-from loralign.experiments.outcomes import difference, estimate, measure, over_seeds
+from loralign.experiments.finding import ArmScore
+from loralign.experiments.outcomes import measure
+from loralign.experiments.seed_means import SeedEstimate, compared
 
 Changes = Mapping[tuple[int, int], Estimate]
 """By the indices of a smaller and of a larger value, what the larger gives more of; positive is better."""
 
 
-def changes(results: Sequence[ArmResult], key: str) -> dict[tuple[int, int], Estimate]:
-    """Paired differences in one measure of every larger value to every smaller, with 95 % intervals over samples.
+def differences(results: Sequence[ArmResult], key: str) -> dict[tuple[int, int], ArmScore]:
+    """Differences in one measure of every larger value to every smaller, over the seeds that both have.
 
     Args:
         results: one for each value, ascending.
-        key: of the measure; where less of it is better, the sign is turned.
+        key: of the measure.
 
     Returns:
-        Without the pairs that cannot be paired: a value without cells, or other samples.
+        By the indices of both, under the larger value's name. Without the pairs that cannot be paired: a value without
+        cells, no seed in common, or other samples.
     """
-    samples = [over_seeds(result.outcomes, key) for result in results]
     found = {}
-    for earlier, later in combinations(range(len(results)), 2):
-        before, after = samples[earlier], samples[later]
-        if before is None or after is None:
-            continue
-        paired = difference(after, before) if measure(key).higher else difference(before, after)
-        if paired is not None:
-            found[earlier, later] = estimate(paired)
+    for (earlier, before), (later, after) in combinations(enumerate(results), 2):
+        both = compared(after.units, before.units, key)
+        if both is not None:
+            found[earlier, later] = ArmScore.of(after.arm.name, key, both, before.arm.name)
     return found
+
+
+def changes(results: Sequence[ArmResult], key: str) -> dict[tuple[int, int], SeedEstimate]:
+    """The same with their 95 % intervals alone, and the sign turned where less of the measure is better."""
+    sign = 1 if measure(key).higher else -1
+    return {pair: _times(sign, one.value) for pair, one in differences(results, key).items()}
+
+
+def _times(sign: int, one: SeedEstimate) -> SeedEstimate:
+    low, high = sorted((sign * one.low, sign * one.high))
+    return SeedEstimate(sign * one.value, low, high, one.seeds)
 
 
 def saturation(count: int, improvement: Changes) -> int:

@@ -15,7 +15,7 @@ from loralign.experiments.experiment import Arm, ArmResult, ExperimentOptions, r
 from loralign.experiments.forgetting_intervals import RESAMPLES, LawEstimate, estimate_law
 from loralign.experiments.forgetting_law import ForgettingRun, check_counts
 from loralign.experiments.language import read_language
-from loralign.experiments.outcomes import estimate
+from loralign.experiments.seed_means import estimate
 from loralign.experiments.store import LANGUAGE_FILE, CellRecord
 from loralign.experiments.subspaces import SubspaceSpec, estimated
 from loralign.models import DEFAULT_MODEL

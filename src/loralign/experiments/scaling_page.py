@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from loralign.errors import ConfigError
 from loralign.experiments.cell import CellSettings
 from loralign.experiments.experiment import ArmResult, ExperimentOptions
 from loralign.experiments.facts import run_facts
@@ -19,6 +18,7 @@ from loralign.experiments.finding import (
     arm_scores,
     estimate_text,
     failure_notes,
+    nothing_finished,
     score_table,
 )
 from loralign.experiments.forgetting_intervals import LawEstimate, Parameter, ratio_name
@@ -84,8 +84,7 @@ def scaling_finding(results: Sequence[ArmResult], cells: Sequence[ScalingCell], 
     """
     scores = arm_scores(results)
     if not cells:
-        reasons = "; ".join(failure_notes(results)) or "there are none"
-        raise ConfigError(f"no cell has finished: {reasons}", place="scaling", fix="mend that, repeat with --retry")
+        raise nothing_finished(results, "scaling")
     main = _main(fits)
     chart = forgetting_chart(_curves(cells, main))
     tables = [("Runs", _run_table(cells, main)), ("Arms", score_table(scores))]

@@ -11,12 +11,13 @@ from loralign.errors import ConfigError, DataError
 from loralign.experiments.cell import CellSettings
 from loralign.experiments.experiment import Arm, ArmResult, ExperimentOptions, run_arms, start_of
 from loralign.experiments.factors import Factors, Setting, own_setting, settings
-from loralign.experiments.facts import run_facts
+from loralign.experiments.facts import interval_note, run_facts
 from loralign.experiments.finding import (
     ArmScore,
     Finding,
     arm_scores,
     failure_notes,
+    nothing_finished,
     score_columns,
     score_table,
     trade,
@@ -125,8 +126,7 @@ def sensitivity_finding(
     """
     scores = arm_scores(results)
     if not scores:
-        reasons = "; ".join(failure_notes(results)) or "there are none"
-        raise ConfigError(f"no cell has finished: {reasons}", place="sensitivity", fix="mend that, repeat with --retry")
+        raise nothing_finished(results, "sensitivity")
     tables = [(f"By {one.factor}", factor_table(one)) for one in found]
     tables += [("All arms", score_table(scores)), ("Subspaces", subspaces)]
     plain = {one.measure: one.value.value for one in scores if one.arm == PLAIN}
@@ -137,15 +137,20 @@ def sensitivity_finding(
         facts=run_facts(results),
         tables=[(title, table) for title, table in tables if table.rows],
         charts=[one for one in charts if one is not None],
-        notes=[*failure_notes(results), LEGEND, *notes],
+        notes=[
+            *failure_notes(results),
+            *chain.from_iterable(one.lacking() for one in found),
+            LEGEND,
+            *notes,
+            interval_note(results),
+        ],
     )
     return Finding(page, _columns(scores, found))
 
 
 def factor_table(found: FactorResult) -> Table:
-    """Measures by the values of a factor, each from so many cells: seeds, times arms in a full grid."""
-    table = score_table(arm_scores(found.results), found.factor)
-    return Table((found.factor, "cells", *table.headings[2:]), table.rows)
+    """Measures by the values of a factor; in a full grid means over the other factors."""
+    return score_table(arm_scores(found.results), found.factor)
 
 
 def factor_chart(found: FactorResult, plain: Mapping[str, float]) -> Chart:
@@ -169,7 +174,7 @@ def _protections(found: Sequence[FactorResult]) -> list[str]:
 
 
 def _columns(scores: Sequence[ArmScore], found: Sequence[FactorResult]) -> dict[str, list[Any]]:
-    """All arms, and every factor's values, told apart by the column ``factor``."""
-    parts = [("arms", scores), *((one.factor, arm_scores(one.results)) for one in found)]
+    """All arms, and every factor's values and their differences, told apart by the column ``factor``."""
+    parts = [("arms", scores), *((one.factor, [*arm_scores(one.results), *one.differences()]) for one in found)]
     factor = [name for name, part in parts for _ in part]
     return {"factor": factor, **score_columns([score for _, part in parts for score in part])}

@@ -21,7 +21,7 @@ from loralign.experiments.agreement import (
 )
 from loralign.experiments.cell import CellSettings
 from loralign.experiments.experiment import Arm, ArmResult, ExperimentOptions, run_arms, start_of
-from loralign.experiments.facts import run_facts
+from loralign.experiments.facts import interval_note, run_facts
 from loralign.experiments.finding import Finding, arm_scores, failure_notes, score_table
 from loralign.experiments.outcomes import LEGEND
 from loralign.experiments.subspaces import SubspaceSpec, estimated
@@ -35,17 +35,18 @@ from loralign.runs.drawing import Draw
 from loralign.runs.output import ADAPTER
 
 THRESHOLD = 0.85
-"""Of the source: what mid-to-deep layers are to agree to."""
+"""Of the source: the cosine that mid-to-deep layers are to agree to."""
 
 _NOTES = (
-    "Subspaces are compared by the mean squared cosine of their principal angles. A seed draws as many must-survive "
+    "Subspaces are compared by the root of the mean squared cosine of their principal angles, so that one threshold of "
+    "a cosine serves them and ΔW_A; the guard's own warnings go by its square. A seed draws as many must-survive "
     "samples as the recipe uses, with replacement, from all there are, and the sketches; halves are of the recipe's "
     "own samples, split by each seed, and have none in common.",
     "ΔW_A is the part of an adapter's update in the recipe's own subspace, the same for all adapters. The training's "
     "seed decides LoRA's first A and the order of the data.",
     "Values are means over pairs of seeds; pairs gives the lowest and the highest of their means over layers. Chance "
-    "is what independent random ones have on average: max(q, p)/m of subspaces of ranks q and p among m outputs, 0 of "
-    "updates.",
+    "is what independent random ones have: √(max(q, p)/m) of subspaces of ranks q and p among m outputs, the root of "
+    "the average square, and 0 of updates.",
 )
 
 
@@ -113,13 +114,16 @@ def stability_finding(found: Sequence[Agreement], results: Sequence[ArmResult], 
     found = [one for one in found if one.layers()]
     chart = depth_chart(
         {one.name: one.layers() for one in found},
-        axis="agreement",
+        axis="cosine (subspaces: root mean square)",
         threshold=threshold,
         key="depth",
         title="Agreement along the depth",
-        note="Subspaces: mean squared cosine of the principal angles; ΔW_A: cosine. Means over pairs of seeds.",
+        note="Subspaces: root of the mean squared cosine of the principal angles; ΔW_A: cosine. Means over pairs.",
     )
-    tables = [("Agreement by depth", depth_table(found, threshold)), ("By kind of layer", kind_table(found, threshold))]
+    tables = [
+        ("Cosines by depth", depth_table(found, threshold)),
+        ("Cosines by kind of layer", kind_table(found, threshold)),
+    ]
     scores = arm_scores(results)
     if scores:
         tables.append(("What the adapters keep and gain", score_table(scores)))
@@ -129,7 +133,12 @@ def stability_finding(found: Sequence[Agreement], results: Sequence[ArmResult], 
         facts=run_facts(results),
         tables=tables,
         charts=[] if chart is None else [chart],
-        notes=[*failure_notes(results), *_absent(results, found), *_NOTES, *([LEGEND] if scores else [])],
+        notes=[
+            *failure_notes(results),
+            *_absent(results, found),
+            *_NOTES,
+            *([LEGEND, interval_note(results)] if scores else []),
+        ],
     )
     return Finding(page, agreement_columns(found))
 

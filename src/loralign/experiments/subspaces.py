@@ -14,11 +14,17 @@ from filelock import FileLock
 from loralign.experiments.contents import contents_digest
 from loralign.guard import AlignmentSubspace
 from loralign.guard.fisher_options import OPENING
+from loralign.models.dtype import DtypeName
 from loralign.runs.drawing import Draw
 from loralign.runs.subspace import estimate_subspace
 
-# Left out where they are None, so that a subspace goes by the same name as before there was this choice.
-_LATER = ("draw", "energy", "min_rank", "max_rank", "min_agreement")
+# Left out where they are what they are by default, so that a subspace goes by the same name as before there was this
+# choice.
+_LATER: dict[str, Any] = {
+    **dict.fromkeys(("draw", "energy", "min_rank", "max_rank", "min_agreement", "revision")),
+    "dtype": "auto",
+    "load_in_4bit": False,
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,9 @@ class SubspaceSpec:
         min_rank: fewest directions of a layer.
         max_rank: most directions of a layer.
         min_agreement: least agreement of the two halves of the samples.
+        revision: of a hub model; ``None`` is its main one.
+        dtype: of the base weights.
+        load_in_4bit: quantise the base.
     """
 
     model: str | None = None
@@ -58,10 +67,13 @@ class SubspaceSpec:
     min_rank: int | None = None
     max_rank: int | None = None
     min_agreement: float | None = None
+    revision: str | None = None
+    dtype: DtypeName = "auto"
+    load_in_4bit: bool = False
 
     @classmethod
     def of(cls, base: Mapping[str, Any], **changes: Any) -> SubspaceSpec:
-        """That which ``loralign adapt --guard auto`` estimates with a recipe, and what is to differ."""
+        """That which ``loralign adapt --guard auto`` estimates with a recipe and seed 0, and what is to differ."""
         values: dict[str, Any] = {
             "model": base.get("model"),
             "data": tuple(base["alignment_data"]),
@@ -69,12 +81,15 @@ class SubspaceSpec:
             "response_tokens": base["fisher_tokens"],
             "max_length": base.get("max_length") or 256,
             "target_modules": tuple(base["lora_target_modules"]),
+            "revision": base.get("revision"),
+            "dtype": base.get("dtype") or "auto",
+            "load_in_4bit": bool(base.get("load_in_4bit")),
         }
         return cls(**{**values, **changes})
 
     def values(self) -> dict[str, Any]:
         """Every choice that was made, by name."""
-        return {name: value for name, value in asdict(self).items() if name not in _LATER or value is not None}
+        return {name: value for name, value in asdict(self).items() if name not in _LATER or value != _LATER[name]}
 
 
 def estimated(spec: SubspaceSpec, output: Path) -> Path:

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from loralign.errors import ConfigError
 from loralign.evaluation.bootstrap import Estimate
 from loralign.experiments.experiment import ArmResult
+from loralign.experiments.facts import ONE_SEED, cell_facts, interval_note, most_seeds
 from loralign.experiments.finding import (
     ArmScore,
     Finding,
     arm_scores,
+    axes,
     estimate_text,
     failure_notes,
+    nothing_finished,
     score_columns,
     score_table,
     trade,
+    trade_points,
 )
 from loralign.experiments.hypervolume import Pair, hypervolume, reference_point
 from loralign.experiments.outcomes import LEGEND, measure
@@ -25,8 +28,8 @@ from loralign.experiments.search_plan import SearchPlan
 from loralign.experiments.selection import Known, Limit, best_within, estimates, nearest
 from loralign.report.experiment import ExperimentPage
 from loralign.report.format import significant
-from loralign.report.runs.pareto import front
 from loralign.report.theme import Table
+from loralign.report.trade import trade_front
 
 
 def swept(
@@ -50,15 +53,15 @@ def swept(
     scores = arm_scores(whole)
     known = {arm: one for arm, one in estimates(scores).items() if all(key in one for key in plan.measures)}
     if not known:
-        reasons = "; ".join(failure_notes(results)) or "there are none"
-        raise ConfigError(f"no trial has finished: {reasons}", place=title, fix="mend that and repeat with --retry")
+        raise nothing_finished(results, title, "no trial has finished")
     best = _front(known, plan.measures)
     chosen = best_within(known, limits, plan.measures[1]) if limits else None
     volume, at = _volume(known, plan.measures, reference)
     chart = trade(scores, *plan.measures)
     page = ExperimentPage(
         title=title,
-        headline=_headline(known, limits, chosen, plan.measures, best),
+        headline=_headline(known, limits, chosen, plan.measures, best)
+        + (f" {ONE_SEED}" if most_seeds(whole) < 2 else ""),
         facts=_facts(results, whole, plan, (volume, at)),
         tables=[
             ("Pareto front", _front_table(whole, known, best, chosen, plan, limits)),
@@ -77,11 +80,9 @@ def swept(
 
 def _front(known: Known, keys: tuple[str, str]) -> list[str]:
     """The arms that no other one beats in both, the one that keeps most first."""
-    across, up = (measure(key) for key in keys)
-    sign = -1.0 if across.higher else 1.0
-    arms = list(known)
-    points = [(sign * known[arm][across.key].value, known[arm][up.key].value) for arm in arms]
-    return [arms[index] for index in front(points, higher=up.higher)]
+    points, (across, up) = trade_points(known, *keys), axes(*keys)
+    edge = [points[index].name for index in trade_front(points, across, up)]
+    return edge[::-1] if across.higher else edge
 
 
 def _volume(known: Known, keys: tuple[str, str], reference: Pair | None) -> tuple[float, Pair]:
@@ -124,14 +125,12 @@ def _reaches(found: Estimate, limit: Limit) -> bool:
 def _facts(
     results: Sequence[ArmResult], whole: Sequence[ArmResult], plan: SearchPlan, volume: tuple[float, Pair]
 ) -> list[tuple[str, str]]:
-    cells = [cell for result in results for cell in result.cells]
     area, at = volume
     return [
         ("Trials", f"{len(whole)} of {len(results)}" if len(whole) < len(results) else str(len(results))),
         ("Sampler", plan.sampler),
-        ("Seeds", ", ".join(map(str, sorted({cell.seed for cell in cells}))) or "none"),
         ("Hypervolume", f"{significant(area)} beyond ({significant(at[0])}, {significant(at[1])})"),
-        ("Time in cells", f"{sum(cell.seconds for cell in cells) / 60:.0f} min"),
+        *cell_facts(results),
     ]
 
 
@@ -170,18 +169,13 @@ def _use(whole: Sequence[ArmResult], chosen: str | None) -> list[str]:
 def _remarks(whole: Sequence[ArmResult], plan: SearchPlan, at: Pair, *, stated: bool) -> list[str]:
     titles = [measure(key).title for key in plan.measures]
     origin = "was stated" if stated else "is 0 where more is better and the worst trial's value where less is"
-    found = [
+    return [
         f"The hypervolume is the area of {titles[0]} × {titles[1]} between the front and the reference point "
-        f"({significant(at[0])}, {significant(at[1])}), which {origin}."
+        f"({significant(at[0])}, {significant(at[1])}), which {origin}.",
+        "The front and the recommendation go by means over seeds. The best of many trials is flattered: confirm it "
+        "with seeds that took no part in the search.",
+        interval_note(whole),
     ]
-    found.append("The front and the recommendation go by means over seeds; intervals are over samples, 95 %.")
-    if max((len(result.outcomes) for result in whole), default=0) < 2:
-        found.append(
-            "One seed: nothing here says how much a training varies, and the best of many trials is flattered."
-        )
-    else:
-        found.append("The best of many trials is flattered: confirm it with seeds that took no part in the search.")
-    return found
 
 
 def _columns(

@@ -141,7 +141,7 @@ def prepare_adaptation(recipe: AdaptRecipe) -> PreparedAdaptation:
         LoralignError: any fault of data, model, subspace or settings.
     """
     run, length = recipe.run, recipe.training.max_length
-    train, validation = _task(recipe)
+    train, validation = load_task_split(recipe)
     must_survive = load_must_survive(run.alignment_data, run.probe_data)
     with PartialState().main_process_first():
         loaded = load_start(run.model, dtype=run.dtype, load_in_4bit=run.load_in_4bit, revision=run.revision)
@@ -178,7 +178,15 @@ def prepare_adaptation(recipe: AdaptRecipe) -> PreparedAdaptation:
     return PreparedAdaptation(loaded, train, validation, held_back, must_survive, guard, trainer, shared)
 
 
-def _task(recipe: AdaptRecipe) -> tuple[Any, Any]:
+def load_task_split(recipe: AdaptRecipe) -> tuple[Any, Any]:
+    """Training and validation samples of the task.
+
+    Without validation data of its own the task is split at random, by a seed that is not the training's: runs that
+    differ in that one alone are trained and scored on the same samples.
+
+    Raises:
+        DataError: any fault of the data; too few samples to hold any back.
+    """
     run = recipe.run
     train = load_tasks(run.data, "train")
     if run.validation_data:
@@ -190,7 +198,7 @@ def _task(recipe: AdaptRecipe) -> tuple[Any, Any]:
             place=", ".join(run.data),
             fix="lower --validation_samples or name --validation_data",
         )
-    parts = train.train_test_split(test_size=run.validation_samples, seed=recipe.training.seed)
+    parts = train.train_test_split(test_size=run.validation_samples, seed=run.split_seed)
     return parts["train"], parts["test"]
 
 

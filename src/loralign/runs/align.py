@@ -84,9 +84,10 @@ def run_alignment(recipe: Recipe) -> AlignResult:
     trainer.accelerator.wait_for_everyone()
     if not writes:
         return AlignResult(directory, directory / ADAPTER, None, None, None)
+    # Before anything that may fail or be cut off: a run that says it is finished has its adapter.
+    _save_adapter(prepared, directory / ADAPTER)
     scores, kept = _score(recipe, prepared, directory)
     write_json(directory / RUN_FILE, _description(recipe, prepared, started, "finished"))
-    _save_adapter(prepared, directory / ADAPTER)
     run = load_run(directory)
     write_text(directory / ADAPTER / "README.md", model_card(run, portable_base_name(prepared.loaded.source.name)))
     report = directory / "report.html"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from loralign.runs.guarding import balanced
+from loralign.runs.guarding import balanced, label_groups
 
 Draw = Literal["first", "bootstrap", "half", "other half"]
 """``first``: the first of every label and category, whatever the seed. ``bootstrap``: as many of every label and
@@ -28,20 +27,11 @@ def draw_samples(rows: Any, count: int, draw: Draw, seed: int) -> Any:
         return balanced(rows, count)
     generator = np.random.default_rng(seed)
     if draw == "bootstrap":
-        pools = _groups(rows)
-        sizes = {key: len(members) for key, members in _groups(balanced(rows, count)).items()}
+        pools = label_groups(rows)
+        sizes = {key: len(members) for key, members in label_groups(balanced(rows, count)).items()}
         chosen = [int(one) for key, size in sizes.items() for one in generator.choice(pools[key], size)]
         return rows.select(chosen)
     whole = balanced(rows, count)
     # Group after group, so that every second one is half of each, and both halves are of one size to within one.
-    ordered = [int(one) for members in _groups(whole).values() for one in generator.permutation(members)]
+    ordered = [int(one) for members in label_groups(whole).values() for one in generator.permutation(members)]
     return whole.select(ordered[0 if draw == "half" else 1 :: 2])
-
-
-def _groups(rows: Any) -> dict[tuple[str, str], list[int]]:
-    """Rows by label and category."""
-    categories: Sequence[str] = rows["category"] if "category" in rows.column_names else [""] * len(rows)
-    groups: dict[tuple[str, str], list[int]] = {}
-    for index, key in enumerate(zip(rows["label"], categories, strict=True)):
-        groups.setdefault(key, []).append(index)
-    return groups

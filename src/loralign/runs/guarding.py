@@ -92,10 +92,7 @@ def load_tasks(sources: Sequence[str], split: str) -> Any:
 
 def balanced(dataset: Any, count: int) -> Any:
     """The first ``count`` rows, as many of every label and category as there are, in turn."""
-    groups: dict[tuple[str, str], list[int]] = {}
-    categories = dataset["category"] if "category" in dataset.column_names else [""] * len(dataset)
-    for index, key in enumerate(zip(dataset["label"], categories, strict=True)):
-        groups.setdefault(key, []).append(index)
+    groups = label_groups(dataset)
     chosen: list[int] = []
     depth = 0
     while len(chosen) < min(count, len(dataset)):
@@ -103,6 +100,15 @@ def balanced(dataset: Any, count: int) -> Any:
         chosen += [rows[depth] for _, rows in sorted(groups.items(), reverse=True) if depth < len(rows)]
         depth += 1
     return dataset.select(chosen[:count])
+
+
+def label_groups(dataset: Any) -> dict[tuple[str, str], list[int]]:
+    """The numbers of the rows by label and category, which is empty where there is no such column."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    categories = dataset["category"] if "category" in dataset.column_names else [""] * len(dataset)
+    for index, key in enumerate(zip(dataset["label"], categories, strict=True)):
+        groups.setdefault(key, []).append(index)
+    return groups
 
 
 def make_guard(

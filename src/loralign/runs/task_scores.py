@@ -30,7 +30,7 @@ class TaskRun:
 
     Args:
         arms: scores by model: ``base``, and with an adapter ``adapter`` and perhaps ``merged``.
-        rows: all of them side by side, with paired differences to the base.
+        rows: all of them side by side, with paired differences to the first.
     """
 
     arms: dict[str, TaskScores]
@@ -44,6 +44,7 @@ def score_tasks(
     output: str | Path,
     *,
     examples: Sequence[str] = (),
+    base: bool = True,
     merged: bool = False,
     dtype: DtypeName = "auto",
     limit: int | None = None,
@@ -66,6 +67,8 @@ def score_tasks(
         output: the JSON file to write: format ``loralign.tasks``, model, start, adapter, settings, ``arms`` (scores by
             model), ``comparison`` (a row for every metric) and the environment.
         examples: ``NAME=PATH`` of files with solved examples for tasks on local files.
+        base: score the model without the adapter as well, which is what differences are to; leaving it out needs an
+            adapter.
         merged: score the merged model as well; needs an adapter.
         dtype: of the weights.
         limit: most documents of each task.
@@ -84,13 +87,15 @@ def score_tasks(
     output = Path(output)
     _check_output(output, overwrite)
     if adapter is None and is_adapter(model):
-        adapter, base = model, None
+        adapter, start = model, None
     else:
-        base = model
+        start = model
     if merged and adapter is None:
         raise ConfigError("merged was asked for without an adapter", place="merged", fix="name the adapter")
-    specs = check_tasks(_parse(tasks, examples), num_fewshot)
-    loaded = _open(base, adapter, dtype)
+    if not base and adapter is None:
+        raise ConfigError("without the base and an adapter there is no model", place="base", fix="name the adapter")
+    specs = task_specs(tasks, examples, num_fewshot)
+    loaded = _open(start, adapter, dtype)
     settings: dict[str, Any] = {
         "limit": limit,
         "batch_size": batch_size,
@@ -103,7 +108,7 @@ def score_tasks(
         arm: task_scores(
             network, loaded.tokenizer, specs, keep_samples=True, show_progress=show_progress, **settings
         )
-        for arm, network in _networks(loaded, adapter, merged)
+        for arm, network in _networks(loaded, adapter, base, merged)
     }  # fmt: skip
     rows = compare_tasks(arms)
     if samples:
@@ -114,7 +119,7 @@ def score_tasks(
             "format": _FORMAT,
             "version": _VERSION,
             "model": loaded.source.name,
-            "start": loaded.source.name if base is None else str(base),
+            "start": loaded.source.name if start is None else str(start),
             "adapter": None if adapter is None else str(adapter),
             "settings": {"tasks": list(tasks), "examples": list(examples), "dtype": dtype, **settings},
             "arms": {arm: _without_samples(scores) for arm, scores in arms.items()},
@@ -153,8 +158,18 @@ def read_task_samples(output: Path, arm: str = "adapter") -> dict[str, list[floa
     return found
 
 
-def _parse(tasks: Sequence[str], examples: Sequence[str]) -> list[Task]:
-    """The harness's specifications of what was written as ``NAME`` or ``NAME=PATH``."""
+def task_specs(tasks: Sequence[str], examples: Sequence[str] = (), num_fewshot: int | None = None) -> list[Task]:
+    """The harness's specifications of tasks, checked as far as they can be without a model or the hub.
+
+    Args:
+        tasks: written as ``NAME`` or ``NAME=PATH``.
+        examples: ``NAME=PATH`` of files with solved examples for tasks on local files.
+        num_fewshot: solved examples, in place of the task's own number.
+
+    Raises:
+        ConfigError: as :func:`~loralign.evaluation.tasks.harness.check_tasks`; examples for no task.
+        DataError: a file cannot be read, or is not what its task needs.
+    """
     solved = {}
     for text in examples:
         name, equals, path = text.partition("=")
@@ -171,18 +186,19 @@ def _parse(tasks: Sequence[str], examples: Sequence[str]) -> list[Task]:
             place="examples",
             fix="name the task as NAME=PATH too",
         )
-    return specs
+    return check_tasks(specs, num_fewshot)
 
 
-def _open(base: str | None, adapter: str | Path | None, dtype: DtypeName) -> LoadedModel:
-    if adapter is not None and base is None:
+def _open(start: str | None, adapter: str | Path | None, dtype: DtypeName) -> LoadedModel:
+    if adapter is not None and start is None:
         return onto_device(open_base(adapter, None, dtype))
-    return onto_device(load_start(base, dtype=dtype) if is_adapter(base) else load_model(base, dtype=dtype))
+    return onto_device(load_start(start, dtype=dtype) if is_adapter(start) else load_model(start, dtype=dtype))
 
 
-def _networks(loaded: LoadedModel, adapter: str | Path | None, merged: bool) -> Iterator[tuple[str, Any]]:
+def _networks(loaded: LoadedModel, adapter: str | Path | None, base: bool, merged: bool) -> Iterator[tuple[str, Any]]:
     """The models to score, one after the other in the same memory."""
-    yield "base", loaded.model
+    if base:
+        yield "base", loaded.model
     if adapter is None:
         return
     tuned, _, _ = load_adapter(adapter, loaded)
