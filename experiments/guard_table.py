@@ -31,7 +31,6 @@ HEADINGS = (
     "drift avoided",
     "share",
     "plain at its loss: refused / KL",
-    "s/step",
 )
 
 
@@ -62,7 +61,7 @@ def final_scores(cells: Sequence[Mapping[str, Any]]) -> Runs:
                 runs.setdefault(name, {})[cell["seed"]] = one["scores"]
         else:
             last = cell["points"][-1]["scores"]
-            runs.setdefault(cell["arm"], {})[cell["seed"]] = last | {"seconds": cell["seconds_per_step"]}
+            runs.setdefault(cell["arm"], {})[cell["seed"]] = last
     return runs
 
 
@@ -102,7 +101,6 @@ def line(
         _percent(back("kl_opening")),
         f"{float(mean(found, 'share', 4)):.1%}" if mean(found, "share", 4) else "",
         f"{np.mean([one[0] for one in known]):.2f} / {np.mean([one[1] for one in known]):.3f}" if known else "",
-        mean(found, "seconds", 1),
     ]
 
 

@@ -44,7 +44,7 @@ def test_the_command_compares_subspaces_and_updates(loralign: Any, adapting: lis
     assert all(-1 <= value <= 1 for value in columns["value"])
     page = Path(told["page"]).read_text()
     assert "Agreement along the depth" in page
-    assert "By kind of layer" in Path(told["table"]).read_text()
+    assert "Cosines by kind of layer" in Path(told["table"]).read_text()
 
 
 @pytest.mark.parametrize(
