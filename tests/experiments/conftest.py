@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import with_template
+from tests.cli.conftest import loralign, with_template
 from tests.cli.guarding import QUICK, write_alignment, write_task
 from tests.models.tiny_models import write_model
+
+__all__ = ["loralign"]
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,13 @@ import pytest
 from loralign.cli import main
 from loralign.experiments.ablate import side_by_side
 from loralign.experiments.experiment import ArmResult
-from tests.cli.conftest import assert_refused, loralign  # noqa: F401 - a fixture
+from tests.cli.conftest import assert_refused
 from tests.experiments.made_up import broken, made_up
 
 
 def test_an_ablation_compares_arms_over_seeds_and_does_nothing_twice(
     adapting: list[str],
-    loralign: object,  # noqa: F811
+    loralign: object,
     tmp_path: Path,
 ) -> None:
     words = ["ablate", "guard", *adapting, "--arms", "plain", "full", "--seeds", "0", "1", "--output", "out"]
@@ -43,7 +43,7 @@ def test_an_ablation_compares_arms_over_seeds_and_does_nothing_twice(
     assert cells == {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").glob("*/cell.json")}
 
 
-def test_bad_words_are_refused_in_one_line(adapting: list[str], loralign: object, tmp_path: Path) -> None:  # noqa: F811
+def test_bad_words_are_refused_in_one_line(adapting: list[str], loralign: object, tmp_path: Path) -> None:
     for words, told in (
         (["ablate"], ["ablate align or ablate guard"]),
         (["ablate", "guard", adapting[0]], ["--data", "no task"]),

@@ -16,7 +16,7 @@ from loralign.experiments.factors import Factors, Setting, settings
 from loralign.experiments.protection import factor_results
 from loralign.experiments.sensitivity import guard_subspaces, sensitivity, sensitivity_finding
 from loralign.report.theme import Table
-from tests.cli.conftest import assert_refused, loralign  # noqa: F401 - a fixture
+from tests.cli.conftest import assert_refused
 from tests.experiments.made_up import records
 
 OWN = Setting(None, 64, 96, "hard")
@@ -132,7 +132,7 @@ def test_a_recipe_with_a_subspace_of_its_own_is_refused(tmp_path: Path) -> None:
         sensitivity({"guard": "somewhere"}, ExperimentOptions(tmp_path))
 
 
-def test_the_command_adapts_every_setting_once(loralign: Any, adapting: list[str], tmp_path: Path) -> None:  # noqa: F811
+def test_the_command_adapts_every_setting_once(loralign: Any, adapting: list[str], tmp_path: Path) -> None:
     words = [
         *("sensitivity", *adapting, "--output", str(tmp_path / "out"), "--ranks", "2", "48", "--sketches", "64"),
         *("--fisher_sample_counts", "12", "--projections", "hard", "--judged_prompts", "0", "--samples", "0"),
@@ -168,5 +168,5 @@ def test_the_command_adapts_every_setting_once(loralign: Any, adapting: list[str
     assert [cell.stat().st_mtime_ns for cell in cells] == before
 
 
-def test_faults_are_told_in_one_line(loralign: Any, adapting: list[str]) -> None:  # noqa: F811
+def test_faults_are_told_in_one_line(loralign: Any, adapting: list[str]) -> None:
     assert_refused(loralign("sensitivity", *adapting, "--ranks", "0"), "--ranks", "use at least 1")

@@ -10,7 +10,7 @@ import pytest
 
 from loralign.experiments.stability import subspace_agreements
 from loralign.experiments.subspaces import SubspaceSpec
-from tests.cli.conftest import assert_refused, loralign  # noqa: F401 - a fixture
+from tests.cli.conftest import assert_refused
 
 LAYERS = 4
 
@@ -28,7 +28,7 @@ def test_seeds_and_halves_draw_other_samples(model: Path, kept: Path, tmp_path: 
         assert set(found.chance.values()) == {math.sqrt(4 / 32)}
 
 
-def test_the_command_compares_subspaces_and_updates(loralign: Any, adapting: list[str], tmp_path: Path) -> None:  # noqa: F811
+def test_the_command_compares_subspaces_and_updates(loralign: Any, adapting: list[str], tmp_path: Path) -> None:
     result = loralign(
         *("stability", *adapting, "--output", str(tmp_path / "out"), "--seeds", "0", "1", "--json"),
         *("--judged_prompts", "0", "--samples", "0", "--max_steps", "2", "--save_steps", "10"),
@@ -51,5 +51,5 @@ def test_the_command_compares_subspaces_and_updates(loralign: Any, adapting: lis
     ("words", "fix"),
     [(["--seeds", "3"], "at least two"), (["--seeds", "0", "1", "--threshold", "1.5"], "not between 0 and 1")],
 )
-def test_faults_are_told_in_one_line(loralign: Any, adapting: list[str], words: list[str], fix: str) -> None:  # noqa: F811
+def test_faults_are_told_in_one_line(loralign: Any, adapting: list[str], words: list[str], fix: str) -> None:
     assert_refused(loralign("stability", *adapting, *words), fix)

@@ -7,7 +7,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from loralign.cli import main
 from loralign.errors import ConfigError
 from loralign.experiments.cell import CellSettings, base_settings
 from loralign.experiments.experiment import ExperimentOptions
@@ -16,23 +15,10 @@ from loralign.experiments.search import run_search
 from loralign.experiments.search_plan import SearchPlan
 from loralign.experiments.space_syntax import parse_space
 from loralign.experiments.store import CellRecord, CellStore
-from tests.cli.conftest import Outcome, assert_refused
+from tests.cli.conftest import assert_refused
 from tests.experiments.made_up import samples
 
 FOR_DRIFT = ("--trade", "drift", "task_gain", "--budget", "0.5", "--judged_prompts", "0")
-
-
-@pytest.fixture
-def loralign(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str | Path) -> Outcome:
-        with pytest.raises(SystemExit) as ending:
-            main([str(word) for word in words])
-        captured = capfd.readouterr()
-        return Outcome(int(ending.value.code or 0), captured.out, captured.err)
-
-    return run
 
 
 def cells(output: Path) -> dict[str, int]:
