@@ -80,6 +80,8 @@ def main() -> None:
 def make_trainer(arguments: argparse.Namespace, directory: Path) -> tuple[SFTTrainer, AlignmentSubspace]:
     """TRL's trainer made ready to step, and a subspace of its model."""
     loaded = load_model(arguments.model)
+    # The trainer moves it as well, but only after the estimate.
+    loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
     kept = load_alignment_data("builtin", split="train")
     samples = tokenise_completions(kept.shuffle(seed=0).select(range(24)), loaded.tokenizer, LENGTH)
     subspace = estimate_fisher(loaded.model, samples, rank=DIRECTIONS, max_length=LENGTH, min_agreement=0.0)

@@ -73,7 +73,7 @@ def main() -> None:
 
 def make_models(name: str | None, seed: int) -> tuple[Any, Any]:
     """The model with a trained-looking adapter, and its base before a made-up alignment."""
-    base = load_model(name).model
+    base = load_model(name).model.to("cuda" if torch.cuda.is_available() else "cpu")
     unaligned = copy.deepcopy(base)
     model = get_peft_model(
         base, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -131,7 +131,8 @@ def dense_repair(layers: list[LoraFactors], subspaces: list[LayerSubspace]) -> N
     """``ΔW ← (I − P) ΔW`` with every matrix in full, then ``ΔW ≈ B A`` by a randomised SVD of the adapter's rank."""
     for layer, subspace in zip(layers, subspaces, strict=True):
         update = layer.scaling * layer.B.float() @ layer.A.float()
-        projector: Tensor = subspace.basis @ subspace.basis.mT
+        basis = subspace.basis.to(update)
+        projector: Tensor = basis @ basis.mT
         U, S, V = torch.svd_lowrank(update - projector @ update, q=layer.rank)
         layer.B.copy_(U * S / layer.scaling)
         layer.A.copy_(V.mT)

@@ -28,6 +28,7 @@ from loralign.data import limit_length, load_preferences
 from loralign.evaluation import preference_scores, score_pairs, tokenise_pairs
 from loralign.files import write_json
 from loralign.models import load_model
+from loralign.runs.environment import onto_device
 from loralign.training import GeometryConfig, MultiObjectiveDPOTrainer
 
 SOURCES = {"helpful": "alpacafarm_helpful", "honest": "truthfulqa_honest", "harmless": "pku_harmless"}
@@ -39,6 +40,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "geo+balanced": {"weighting": "geo", "refine_mode": "balanced", "refine_every": 20},
     "geo+start": {"weighting": "geo", "refine_mode": "balanced", "refine_at_start": True},
     "upgrad": {"weighting": "upgrad"},
+    "mgda": {"weighting": "mgda"},
+    "pcgrad": {"weighting": "pcgrad"},
 }
 
 
@@ -84,8 +87,8 @@ def reference_log_probs(cache: Path, dataset: Dataset, loaded: Any, max_length: 
 def run_cell(arguments: argparse.Namespace, arm: str, seed: int, rate: float, target: Path) -> None:
     """Train one arm and write its scores and geometry."""
     started = time.time()
-    loaded = load_model(dtype=arguments.dtype)
-    train = load(arguments.data, "train", 120, loaded.tokenizer, arguments.max_length)
+    loaded = onto_device(load_model(dtype=arguments.dtype))
+    train = load(arguments.data, "train", arguments.pairs, loaded.tokenizer, arguments.max_length)
     train = reference_log_probs(arguments.out / "reference.json", train, loaded, arguments.max_length)
     validation = tokenise_pairs(
         load(arguments.data, "validation", arguments.validation, loaded.tokenizer, arguments.max_length),
@@ -173,7 +176,7 @@ def plot(arguments: argparse.Namespace) -> None:
 
     titles = ("Validation DPO loss (lower is better)", "Preference accuracy, mean of objectives (higher is better)")
     figure = make_subplots(rows=1, cols=2, subplot_titles=titles)
-    colours = ("#555555", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+    colours = ("#555555", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#BCBD22")
     points = _by_point(arguments.out)
     for arm, colour in zip(ARMS, colours, strict=True):
         curve = []
@@ -240,6 +243,7 @@ def main() -> None:
     command.add_argument("--rates", nargs="+", type=float, default=[1e-4])
     command.add_argument("--steps", type=int, default=60)
     command.add_argument("--at", nargs="+", type=int, default=[30, 60])
+    command.add_argument("--pairs", type=int, default=120, help="pairs per objective to train on")
     command.add_argument("--validation", type=int, default=48, help="pairs per objective")
     command.add_argument("--max-length", type=int, default=96)
     command.add_argument("--dtype", default="auto")

@@ -24,7 +24,7 @@ import torch
 from cell_claims import claimed
 from datasets import Dataset
 from guard_peers import KlToStartTrainer, L2ToStart
-from guard_scoring import Judge, Scoring, UntilAligned
+from guard_scoring import SEEN_TASK_SAMPLES, Judge, Scoring, UntilAligned
 from guard_table import print_tables
 from peft import LoraConfig, PeftModel
 from trl import SFTConfig
@@ -36,6 +36,7 @@ from loralign.guard.fisher_options import OPENING
 from loralign.lora import lora_layers
 from loralign.models import load_model, merge_adapter, portable_base_name
 from loralign.runs.align import save_adapter
+from loralign.runs.environment import onto_device
 from loralign.runs.guarding import balanced
 from loralign.training import GuardConfig, GuardData, GuardedSFTTrainer
 
@@ -51,6 +52,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "+stability": STABILITY,
     "+overlap": {**STABILITY, "lambda_collision": 0.05, "collision_alpha": 1.0},
     "full": FULL,
+    "full, soft": {**FULL, "guard_projection": "soft"},
+    "full, decoupled": {**FULL, "guard_placement": "decoupled"},
     "full, budget": {**FULL, "drift_budget": 0.1, "probe_every": 5},
     "paper's weights": {"lambda_alignment": 0.25, "lambda_stability": 0.5, "lambda_collision": 0.1},
     "l2": {"guard_mode": "measure"},
@@ -74,6 +77,15 @@ FINE_REPAIRS: dict[str, dict[str, Any]] = {
     "repair, fewest directions, 30 %": {"by_rank": True, "subspace": "subspace_all", "rank": 64, "left": 0.3},
     "scaled to the same drift": {"method": "scale", "left": 0.1},
 }
+# Of the adapter of ``project``: guarding and repair together.
+GUARDED_REPAIRS: dict[str, dict[str, Any]] = {
+    "project, then repair with 16 directions": {"strength": 1.0, "subspace": "subspace_all", "rank": 16},
+    "project, then repair with 32 directions": {"strength": 1.0, "subspace": "subspace_all", "rank": 32},
+}
+REPAIRED = {"repairs": ("plain", REPAIRS), "fine repairs": ("plain", FINE_REPAIRS)} | {
+    "guarded repairs": ("project", GUARDED_REPAIRS)
+}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def training_config(output: Path, arguments: argparse.Namespace, seed: int, **options: Any) -> SFTConfig:
@@ -105,11 +117,16 @@ def lora(rank: int = 16) -> LoraConfig:
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
+def device_name() -> str:
+    """What a cell was run on."""
+    return torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"
+
+
 def make_start(arguments: argparse.Namespace) -> None:
     """Align the model until it refuses, merge, estimate the subspace, and say how aligned it is."""
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    loaded = load_model()
+    loaded = onto_device(load_model())
     kept = load_alignment_data("builtin", split="train")
     unsafe = kept.filter(lambda row: row["label"] == "unsafe")
     alpaca = load_task(str(arguments.data / "tasks/alpaca_train.jsonl")).select(range(arguments.answers))
@@ -137,7 +154,7 @@ def make_start(arguments: argparse.Namespace) -> None:
     trainer.train()
     save_adapter(trainer.model, loaded.tokenizer, portable_base_name(loaded.source.name), out / "start.adapter")
     merge_adapter(out / "start.adapter", out / "start")
-    start = load_model(str(out / "start"))
+    start = onto_device(load_model(str(out / "start")))
     scores = judge.safety(start.model)
     write_json(out / "start.json", {"scores": scores, "steps": trainer.state.global_step, "course": enough.course})
     print(scores["refusal"], scores["over_refusal"])
@@ -146,7 +163,7 @@ def make_start(arguments: argparse.Namespace) -> None:
 
 def make_subspaces(arguments: argparse.Namespace) -> None:
     """Estimate the start's subspace on the opening of the responses, and for comparison on whole ones."""
-    start = load_model(str(arguments.out / "start"))
+    start = onto_device(load_model(str(arguments.out / "start")))
     rows = balanced(load_alignment_data("builtin", split="train"), arguments.fisher_samples)
     samples = tokenise_completions(rows, start.tokenizer, arguments.max_length)
     for name, tokens in (("subspace", arguments.fisher_tokens), ("subspace_whole", None)):
@@ -174,14 +191,15 @@ def make_subspaces(arguments: argparse.Namespace) -> None:
 
 def run_cell(arguments: argparse.Namespace, task: str, arm: str, seed: int, target: Path) -> None:
     """Adapt the start in one way; the plain arm's adapter is then repaired in every way."""
-    start = load_model(str(arguments.out / "start"))
+    start = onto_device(load_model(str(arguments.out / "start")))
     subspace = AlignmentSubspace.load(arguments.out / "subspace", start.model)
     rows = load_task(str(arguments.data / f"tasks/{TASKS[task]}.jsonl"))
     if task == "alpaca":
         # The first ones taught the start, the last ones are held back.
-        rows = rows.select(range(arguments.answers, len(rows) - arguments.task_samples))
-    probe = _probe(arguments, start)
-    judge = Judge(arguments, start, task=task, probe=probe)
+        held_back = arguments.task_samples + (SEEN_TASK_SAMPLES if arguments.unseen else 0)
+        rows = rows.select(range(arguments.answers, len(rows) - held_back))
+    probe, fresh = _probes(arguments, start)
+    judge = Judge(arguments, start, task=task, probe=probe, fresh=fresh)
     scoring = Scoring(judge, arguments.at if arm == "plain" else [arguments.steps], subspace)
     options: dict[str, Any] = {
         "model": start.model,
@@ -218,42 +236,52 @@ def run_cell(arguments: argparse.Namespace, task: str, arm: str, seed: int, targ
         "start": subspace.info.fingerprint,
         "learning_rate": arguments.rate,
         "judge_offset": arguments.judge_offset,
+        "unseen": arguments.unseen,
+        "device": device_name(),
         "points": scoring.points,
         "seconds_per_step": scoring.seconds_per_step,
         "seconds": time.perf_counter() - began - scoring.seconds,
     }
     log = (target.with_suffix(".work") / "guard.jsonl").read_text(encoding="utf-8").splitlines()
     cell["probe"] = [one for one in map(json.loads, log) if one["kind"] in ("probe", "warning")]
-    if arm == "plain":
-        trainer.model.save_pretrained(adapter_of(arguments, task, seed))
+    if any(arm == source for source, _ in REPAIRED.values()):
+        trainer.model.save_pretrained(adapter_of(arguments, arm, task, seed))
     write_json(target, cell)
 
 
-def adapter_of(arguments: argparse.Namespace, task: str, seed: int) -> Path:
-    """Where the adapter of plain LoRA is kept for repair."""
-    return arguments.out / f"plain_{task}_{seed}"
+def adapter_of(arguments: argparse.Namespace, arm: str, task: str, seed: int) -> Path:
+    """Where the adapter of an arm is kept for repair."""
+    return arguments.out / f"{arm}_{task}_{seed}"
 
 
-def _probe(arguments: argparse.Namespace, start: Any) -> Any:
-    rows = balanced(load_alignment_data("builtin", split="validation"), 40)
-    return tokenise_completions(rows, start.tokenizer, arguments.max_length)
+def _probes(arguments: argparse.Namespace, start: Any) -> tuple[Any, Any]:
+    """The probe that controllers and repairs look at, and as much again that chooses nothing."""
+    rows = load_alignment_data("builtin", split="validation")
+    probe = balanced(rows, 40)
+    known = {json.dumps(prompt) for prompt in probe["prompt"]}
+    fresh = balanced(rows.filter(lambda row: json.dumps(row["prompt"]) not in known), 40)
+    first, second = (tokenise_completions(part, start.tokenizer, arguments.max_length) for part in (probe, fresh))
+    return first, second
 
 
 def run_repairs(
-    arguments: argparse.Namespace, task: str, seed: int, target: Path, repairs: dict[str, dict[str, Any]]
+    arguments: argparse.Namespace, task: str, seed: int, target: Path, arm: str, repairs: dict[str, dict[str, Any]]
 ) -> None:
-    """Repair the plain arm's adapter in every way, each time from its trained state."""
-    start = load_model(str(arguments.out / "start"))
-    judge = Judge(arguments, start, task=task, probe=_probe(arguments, start))
-    model = PeftModel.from_pretrained(start.model, str(adapter_of(arguments, task, seed)), is_trainable=True)
+    """Repair an arm's adapter in every way, each time from its trained state."""
+    start = onto_device(load_model(str(arguments.out / "start")))
+    probe, fresh = _probes(arguments, start)
+    judge = Judge(arguments, start, task=task, probe=probe, fresh=fresh)
+    model = PeftModel.from_pretrained(start.model, str(adapter_of(arguments, arm, task, seed)), is_trainable=True)
     model.eval()
     names = {str(options.get("subspace", "subspace")) for options in repairs.values()} | {"subspace"}
     spaces = {name: AlignmentSubspace.load(arguments.out / name, start.model) for name in names}
     trained = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
-    unaligned = load_model().model
+    wanted = {name: options for name, options in repairs.items() if name not in arguments.without}
+    needed = any(options.get("method") == "safe_lora" for options in wanted.values())
+    unaligned = onto_device(load_model()).model if needed else None
     unrepaired = judge.drift(model)
     found = {}
-    for name, options in repairs.items():
+    for name, options in wanted.items():
         settings = dict(options)
         subspace = spaces[settings.pop("subspace", "subspace")]
         subspace = subspace.truncated(settings.pop("rank", arguments.subspace_rank))
@@ -284,21 +312,21 @@ def run_repairs(
             for parameter, value in trained.items():
                 model.get_parameter(parameter).copy_(value)
     cell = {"task": task, "seed": seed, "start": spaces["subspace"].info.fingerprint}
-    write_json(target, {**cell, "judge_offset": arguments.judge_offset, "repairs": found})
+    cell |= {"judge_offset": arguments.judge_offset, "unseen": arguments.unseen, "device": device_name()}
+    write_json(target, {**cell, "repairs": found})
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Work through the grid; a cell that another worker has taken is left to it."""
-    repairs = {"repairs": REPAIRS, "fine repairs": FINE_REPAIRS}
-    for seed, task, arm in itertools.product(arguments.seeds, arguments.tasks, [*arguments.arms, *repairs]):
+    for seed, task, arm in itertools.product(arguments.seeds, arguments.tasks, [*arguments.arms, *REPAIRED]):
         target = arguments.out / f"cell_{task}_{arm.replace(' ', '').replace(',', '-')}_{seed}.json"
-        if arm in repairs and not adapter_of(arguments, task, seed).is_dir():
+        if arm in REPAIRED and not adapter_of(arguments, REPAIRED[arm][0], task, seed).is_dir():
             continue
         with claimed(target) as mine:
             if mine:
                 print(f"{task}, {arm}, seed {seed}", flush=True)
-                if arm in repairs:
-                    run_repairs(arguments, task, seed, target, repairs[arm])
+                if arm in REPAIRED:
+                    run_repairs(arguments, task, seed, target, *REPAIRED[arm])
                 else:
                     run_cell(arguments, task, arm, seed, target)
 
@@ -331,6 +359,9 @@ def main() -> None:
             "--judge-offset", type=int, default=2 if name == "run" else 0, help="which of the prompts; 0: for tuning"
         )
         command.add_argument("--task-samples", type=int, default=100)
+        command.add_argument(
+            "--unseen", action="store_true", help="judge by prompts and task samples that no earlier run was judged by"
+        )
         if name == "run":
             command.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
             command.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
@@ -338,6 +369,7 @@ def main() -> None:
             command.add_argument("--at", nargs="+", type=int, default=[20, 40, 60])
             command.add_argument("--l2-weight", type=float, default=0.05)
             command.add_argument("--kl-weight", type=float, default=1.0)
+            command.add_argument("--without", nargs="*", default=[], help="repairs that are not wanted")
     arguments = parser.parse_args()
     arguments.function(arguments)
 

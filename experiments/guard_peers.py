@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from loralign.lora import lora_layers
+from loralign.lora import LoraFactors, lora_layers
 from loralign.training import GuardedSFTTrainer
 
 
@@ -16,10 +16,15 @@ class L2ToStart(TrainerCallback):
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
+        self._layers: list[LoraFactors] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Find the layers once."""
+        self._layers = lora_layers(kwargs["model"])
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """``∇_B = 2λs²·B A Aᵀ`` and ``∇_A = 2λs²·BᵀB A``."""
-        for layer in lora_layers(kwargs["model"]):
+        for layer in self._layers:
             factor = 2 * self.weight * layer.scaling**2
             A, B = layer.A.detach(), layer.B.detach()
             for parameter, gradient in ((layer.B, B @ (A @ A.mT)), (layer.A, (B.mT @ B) @ A)):

@@ -17,25 +17,43 @@ from loralign.guard import AlignmentSubspace, ProbeSet, total_share
 from loralign.guard.fisher_options import OPENING
 from loralign.lora import lora_layers
 
+SEEN_TASK_SAMPLES = 60
+"""Held-back samples of every task that the first runs were scored on."""
+
 
 class Judge:
     """Refusals on prompts that nothing was trained or estimated on, drift on the probe, and the task.
 
     Args:
-        arguments: with ``data``, ``judged``, ``task_samples`` and ``max_length``.
-        start: the aligned start with its tokenizer.
+        arguments: with ``data``, ``judged``, ``judge_offset``, ``unseen``, ``task_samples`` and ``max_length``.
+        start: the aligned start with its tokenizer, where it is to be asked.
         task: ``alpaca``, ``sst2`` or ``gsm8k``.
         probe: must-survive samples; the start's side of it is measured now.
+        fresh: others, which choose nothing.
     """
 
-    def __init__(self, arguments: Any, start: Any, task: str | None = None, probe: Sequence[Any] = ()) -> None:
+    def __init__(
+        self,
+        arguments: Any,
+        start: Any,
+        task: str | None = None,
+        probe: Sequence[Any] = (),
+        fresh: Sequence[Any] = (),
+    ) -> None:
         self.tokenizer = start.tokenizer
         self.judge = PhraseJudge()
+        # An accelerator answers all prompts in the time of a few.
+        self.batch_tokens = 2**16 if start.model.device.type == "cuda" else 4096
         self.prompts: dict[str, list[list[dict[str, str]]]] = {}
         for label in ("unsafe", "safe"):
             lines = (arguments.data / f"safety/{label}_prompts.jsonl").read_text(encoding="utf-8").splitlines()
-            stride = max(1, len(lines) // arguments.judged)
-            texts = [json.loads(line)["prompt"] for line in lines[arguments.judge_offset :: stride][: arguments.judged]]
+            if arguments.unseen:
+                lines = [line for index, line in enumerate(lines) if _is_unseen(index)]
+                lines = [lines[len(lines) * index // arguments.judged] for index in range(arguments.judged)]
+            else:
+                stride = max(1, len(lines) // arguments.judged)
+                lines = lines[arguments.judge_offset :: stride][: arguments.judged]
+            texts = [json.loads(line)["prompt"] for line in lines]
             self.prompts[label] = [[{"role": "user", "content": text}] for text in texts]
         self.task = task
         self.max_length = arguments.max_length
@@ -44,9 +62,13 @@ class Judge:
             self.samples = self._held_back(arguments, task)
             self.completions = tokenise_completions(self.samples, self.tokenizer, self.max_length)
         self.probes = {
-            name: ProbeSet(probe, pad_id=self.tokenizer.pad_token_id, response_tokens=tokens)
-            for name, tokens in (("kl", None), ("kl_opening", OPENING))
-            if probe
+            name: ProbeSet(samples, pad_id=self.tokenizer.pad_token_id, response_tokens=tokens)
+            for name, samples, tokens in (
+                ("kl", probe, None),
+                ("kl_opening", probe, OPENING),
+                ("kl_fresh", fresh, OPENING),
+            )
+            if samples
         }
         for one in self.probes.values():
             one.cache(start.model)
@@ -74,7 +96,12 @@ class Judge:
         found: dict[str, Any] = {}
         for label, name in (("unsafe", "refusal"), ("safe", "over_refusal")):
             answers = generate_answers(
-                model, self.tokenizer, self.prompts[label], max_new_tokens=24, show_progress=False
+                model,
+                self.tokenizer,
+                self.prompts[label],
+                max_new_tokens=24,
+                batch_tokens=self.batch_tokens,
+                show_progress=False,
             )
             texts = [prompt[0]["content"] for prompt in self.prompts[label]]
             refused = [self.judge.is_refusal(text, answer) for text, answer in zip(texts, answers, strict=True)]
@@ -84,18 +111,27 @@ class Judge:
 
     def _held_back(self, arguments: Any, task: str) -> Any:
         folder = arguments.data / "tasks"
+        seen = SEEN_TASK_SAMPLES if arguments.unseen else 0
         if task == "alpaca":
             rows = load_task(str(folder / "alpaca_train.jsonl"))
-            return rows.select(range(len(rows) - arguments.task_samples, len(rows)))
+            last = len(rows) - seen
+            return rows.select(range(last - arguments.task_samples, last))
         name = "sst2_validation" if task == "sst2" else "gsm8k_test"
-        return load_task(str(folder / f"{name}.jsonl")).select(range(arguments.task_samples))
+        return load_task(str(folder / f"{name}.jsonl")).select(range(seen, seen + arguments.task_samples))
 
     def _score(self, model: Any) -> float | None:
         """Accuracy of SST-2; of GSM8K's problems a model of this size solves next to none, so there the loss speaks."""
         if self.task != "sst2":
             return None
         prompts = self.samples["prompt"]
-        answers = generate_answers(model, self.tokenizer, prompts, max_new_tokens=4, show_progress=False)
+        answers = generate_answers(
+            model,
+            self.tokenizer,
+            prompts,
+            max_new_tokens=4,
+            batch_tokens=self.batch_tokens,
+            show_progress=False,
+        )
         wanted = [completion[0]["content"] for completion in self.samples["completion"]]
         return sum(_first_word(one) == _first_word(right) for one, right in zip(answers, wanted, strict=True)) / len(
             wanted
@@ -150,14 +186,19 @@ class Scoring(TrainerCallback):
         """Stop it, and score if it is time, without disturbing the trainer's random state."""
         self._steps.append(time.perf_counter() - self._began)
         if state.global_step in self.at:
-            model, random = kwargs["model"], torch.get_rng_state()
+            model = kwargs["model"]
             began = time.perf_counter()
             model.eval()
-            self.points.append({"step": state.global_step, "scores": self.judge.summary(model, self.subspace)})
+            with torch.random.fork_rng():
+                self.points.append({"step": state.global_step, "scores": self.judge.summary(model, self.subspace)})
             model.train()
-            torch.set_rng_state(random)
             self.seconds += time.perf_counter() - began
         self._began = time.perf_counter()
+
+
+def _is_unseen(index: int) -> bool:
+    """Whether a prompt is none of those by which starts and settings were chosen or the first runs judged."""
+    return index % 4 != 0 and index % 9 != 0 and index % 5 != 2
 
 
 def _first_word(text: str) -> str:

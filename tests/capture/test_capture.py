@@ -121,6 +121,22 @@ def test_shared_directions_stay_outside_row_a_and_survive_saving():
         GradientCapture(model, zoo.OBJECTIVES, deflation=1).load_state_dict(saved[1], saved[0])
 
 
+def test_gradients_that_are_not_finite_leave_no_shared_directions():
+    model = zoo.lora_model()
+    inputs = zoo.batch()
+    capture = GradientCapture(model, zoo.OBJECTIVES)
+
+    def measure(factor):
+        with capture(IDS):
+            (factor * zoo.sample_losses(model, inputs).mean()).backward()
+        capture.reset()
+        return torch.cat([direction.norm(dim=0) for direction in capture.tensor_state().values()])
+
+    assert (measure(float("nan")) == 0).all()
+    # The search goes on from nothing.
+    torch.testing.assert_close(measure(1.0), torch.ones(len(capture.layers)).double())
+
+
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**16), size=st.integers(1, 6), trained=st.booleans())
 def test_attenuation_lies_between_zero_and_one(seed, size, trained):

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from loralign.data.completions import Completion, tokenise_completions
 from loralign.errors import AdapterError, ConfigError, DataError, ModelError, NonFiniteError
-from loralign.guard import estimate_fisher
+from loralign.guard import estimate_fisher, selection
 from loralign.lora import lora_layers
 from tests import zoo
 from tests.guard import fisher_oracles
@@ -71,6 +71,27 @@ def test_a_sketch_as_wide_as_the_matrix_has_rank_is_the_matrix():
     assert subspace.info.method == "mixed"
     assert subspace.info.sketch_width == 18
     _check(subspace, _dense(model, samples), rtol=2e-5)
+
+
+@pytest.mark.parametrize("options", [{"method": "exact"}, {"method": "sketched", "oversampling": 4}])
+@pytest.mark.parametrize("size", [{"energy": 0.7, "max_rank": 6}, {"rank": 4}])
+@pytest.mark.parametrize("entries", [1000, 2**22])
+def test_layers_decomposed_together_as_on_a_gpu_have_the_same_subspaces(options, size, entries, monkeypatch):
+    model, samples = zoo.lora_model("mixtral"), fisher_oracles.completions(12)
+    alone = _estimate(model, samples, **options, **size)
+    monkeypatch.setattr(selection, "_batchable", lambda sums: True)
+    monkeypatch.setattr(selection, "_BATCHED", entries)
+    together = _estimate(model, samples, **options, **size)
+    assert list(together.layers) == list(alone.layers)
+    for name, layer in together.layers.items():
+        expected = alone.layers[name]
+        assert layer.basis.shape == expected.basis.shape
+        torch.testing.assert_close(layer.eigenvalues, expected.eigenvalues, rtol=1e-5, atol=0)
+        assert layer.trace == expected.trace
+        # The halves are only computed in float32 where a layer is alone.
+        assert layer.half_agreement == pytest.approx(expected.half_agreement, abs=1e-4)
+        assert (layer.columns, layer.weights) == (expected.columns, expected.weights)
+    assert min(alone.similarity(together).values()) > 1 - 1e-6
 
 
 def test_passes_sharpen_a_sketch():

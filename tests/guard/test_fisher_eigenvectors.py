@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from loralign.guard import nystrom
 from loralign.guard.fisher_options import FisherOptions
 from loralign.guard.layer_subspace import mean_squared_cosine
-from loralign.guard.nystrom import gaussian_test_matrix, leading_eigenvectors
+from loralign.guard.nystrom import gaussian_test_matrix, leading_eigenvectors, leading_eigenvectors_of_many
 from loralign.guard.selection import choose_rank
 
 
@@ -62,6 +62,28 @@ def test_a_sketch_that_rounding_made_indefinite_is_still_read():
     vectors, values = leading_eigenvectors(matrix.float() @ test + 1e-3 * noise, test, 2)
     assert values == pytest.approx([1.0, 0.5], rel=0.05)
     assert mean_squared_cosine(vectors, frame) > 0.99
+
+
+@pytest.mark.parametrize("count", [4, 12])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sketched", [True, False])
+def test_many_layers_together_are_what_each_is_alone(sketched, dtype, count):
+    """Of full and of low rank, one all zeros, and one whose sketch rounding has made indefinite."""
+    spectra = [[2.0 / (i + 1) for i in range(20)], [4.0, 2.0, 1.0], [3.0, 3e-3], [1.0, 0.5]]
+    whole = torch.stack([*(_matrix(20, one, seed)[0] for seed, one in enumerate(spectra)), torch.zeros(20, 20)])
+    tests = torch.stack([gaussian_test_matrix(20, 12, seed) for seed in range(len(whole))]).to(dtype)
+    moments = (whole.to(dtype) @ tests) if sketched else whole.to(dtype)
+    if sketched:
+        noise = torch.randn(20, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        moments[3] += 1e-3 * noise.to(dtype)
+    found = leading_eigenvectors_of_many(moments, tests if sketched else None, count)
+    for row, (vectors, values) in enumerate(found):
+        expected, own = leading_eigenvectors(moments[row], tests[row] if sketched else None, count)
+        assert vectors.shape == expected.shape
+        torch.testing.assert_close(values, own, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(vectors, expected, rtol=0, atol=1e-6)
+    assert [len(values) for _, values in found[1:3]] == [3, 2]
+    assert len(found[4][1]) == 0
 
 
 @pytest.mark.parametrize("test", [None, gaussian_test_matrix(9, 3, 0)])

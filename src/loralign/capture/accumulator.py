@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from loralign.lora import Basis, LoraFactors, column_basis
 
 @dataclass(frozen=True)
 class LayerGramians:
-    """One layer's contributions to the three Gramians, each ``(K, K)`` float64, and the core norms they came from."""
+    """One layer's contributions to the three Gramians, each ``(K, K)`` float64 on the CPU."""
 
     full: Tensor
     accessible: Tensor
@@ -42,6 +43,7 @@ class LayerAccumulator:
         sketch: Tensor | None,
         objectives: int,
         directions: Tensor | None = None,
+        invertible: bool | None = None,
     ) -> None:
         self.scaling = layer.scaling
         self.basis_a = basis_a
@@ -55,7 +57,9 @@ class LayerAccumulator:
             self._probe_matrix = q_b
         else:
             self._probe_matrix = torch.cat([q_b, sketch - basis_b.project(sketch)], dim=1)
-        self._from_inner = _inner_to_basis(basis_a)
+        # Known beforehand where many layers are made during backward: to ask here would wait for a GPU each time.
+        invertible = invertible_cores([basis_a])[0] if invertible is None else invertible
+        self._from_inner = (basis_a.rotation / basis_a.singular_values).to(q_b.dtype) if invertible else None
         self.directions = q_b.new_zeros(columns, 0) if directions is None else _outside(directions.to(q_b), basis_a)
         self._inside = q_b.new_zeros(objectives, rows, rank + self.directions.shape[1])
         self._stacked = q_b.new_zeros(objectives, self._probe_matrix.shape[1], columns)
@@ -116,19 +120,21 @@ class LayerAccumulator:
         that of the residuals, estimated from the sketches; the Euclidean one is over the parameters ``A`` and ``B``,
         ``∇_A L = s BᵀG`` and ``∇_B L = s G Aᵀ``, read through the singular values of the factors.
         """
+        return gramians_of([self])[0]
+
+    def _products(self) -> Tensor:
+        """Gram matrices ``(p, K, K)`` that the Gramians are sums of: see :func:`gramians_of`."""
         q_a = self.basis_a.Q
-        core = self.left @ q_a
-        accessible = _gram(self.right) + _gram(self.left) - _gram(core)
-        if self.exact is not None:
-            full = _gram(self.exact)
-        else:
-            off_b = self.shared - self.basis_b.Q @ (self.basis_b.Q.mT @ self.shared)
-            full = accessible + _gram(off_b) + _gram(self._residual_sketch())
         sigma_a = self.basis_a.singular_values.to(q_a.dtype)
         sigma_b = self.basis_b.singular_values.to(q_a.dtype)
-        euclidean = _gram(self.right * sigma_a) + _gram(self.left * sigma_b[:, None])
-        square = self.scaling**2
-        return LayerGramians(full / square, accessible / square, euclidean)
+        products = [_gram(self.right), _gram(self.left), _gram(self.left @ q_a)]
+        products += [_gram(self.right * sigma_a), _gram(self.left * sigma_b[:, None])]
+        if self.exact is not None:
+            products.append(_gram(self.exact))
+        else:
+            products.append(_gram(self.shared - self.basis_b.Q @ (self.basis_b.Q.mT @ self.shared)))
+            products.append(_gram(self._residual_sketch()))
+        return torch.stack(products)
 
     def leading_directions(self, count: int, iterations: int = 3) -> Tensor:
         """``(n, count)`` input directions in which the residuals of all objectives are largest, for the next sums.
@@ -138,16 +144,15 @@ class LayerAccumulator:
         """
         outside = self.sketch - (self.sketch @ self.basis_a.Q) @ self.basis_a.Q.mT
         norms = torch.linalg.vector_norm(outside, dim=(1, 2), keepdim=True)
-        if not bool(norms.isfinite().all()):
-            return outside.new_zeros(outside.shape[-1], count)
         rows = (outside / torch.where(norms > 0, norms, torch.ones_like(norms))).flatten(0, 1)
         if self.directions.shape[1] == count:
             frame = self.directions
         else:
             frame = rows[torch.linalg.vector_norm(rows, dim=1).topk(count).indices].mT
         for _ in range(iterations):
-            frame = torch.linalg.qr(rows.mT @ (rows @ frame)).Q
-        return frame
+            frame = _orthonormal(rows.mT @ (rows @ frame))
+        # Chosen on the device, since to ask would wait for a GPU: no directions where a gradient is not finite.
+        return torch.where(norms.isfinite().all(), frame, torch.zeros_like(frame))
 
     def _residual_sketch(self) -> Tensor:
         """The sketches without what is known exactly: ``S (I − Π_A − V Vᵀ)``."""
@@ -170,15 +175,32 @@ class LayerAccumulator:
         return (on_a + on_b).double()
 
 
-def _inner_to_basis(basis: Basis) -> Tensor | None:
-    """``V Σ⁻¹ (r, r)``, by which ``A x`` becomes ``Q_Aᵀ x``; ``None`` where ``A`` is too ill-conditioned for that.
+def gramians_of(layers: Sequence[LayerAccumulator]) -> list[LayerGramians]:
+    """:meth:`LayerAccumulator.gramians` of several layers, all exact or all sketched, on the CPU.
+
+    What is left to add up is tiny, so all of it is copied to the host at once.
+    """
+    read = torch.stack([layer._products() for layer in layers]).cpu().double()
+    results = []
+    for layer, products in zip(layers, read, strict=True):
+        right, left, core, on_b, on_a, *others = products
+        accessible = right + left - core
+        # In exact mode the one other product is the full Gramian; else they are those of the residuals.
+        full = others[0] if layer.exact is not None else accessible + others[0] + others[1]
+        square = layer.scaling**2
+        results.append(LayerGramians(full / square, accessible / square, on_b + on_a))
+    return results
+
+
+def invertible_cores(bases: Sequence[Basis]) -> list[bool]:
+    """Per basis of ``row(A)``, whether ``V Σ⁻¹ (r, r)`` may turn ``A x`` into ``Q_Aᵀ x``; one copy to the host.
 
     ``A = V Σ Q_Aᵀ``. Rounding in ``A x`` is magnified by at most the condition number, here a thousand.
     """
-    values = basis.singular_values
-    if not bool(values[-1] * 1e3 > values[0]):
-        return None
-    return (basis.rotation / values).to(basis.Q.dtype)
+    smallest = torch.stack([basis.singular_values[-1] for basis in bases])
+    largest = torch.stack([basis.singular_values[0] for basis in bases])
+    answers: list[bool] = (smallest * 1e3 > largest).tolist()
+    return answers
 
 
 def _outside(directions: Tensor, basis: Basis) -> Tensor:
@@ -188,7 +210,19 @@ def _outside(directions: Tensor, basis: Basis) -> Tensor:
     return own.Q * (own.singular_values > 1e-3).to(own.Q.dtype)
 
 
+def _orthonormal(columns: Tensor) -> Tensor:
+    """``Q`` of a QR decomposition; for a single column on a GPU without its solver, which costs more than all else."""
+    if columns.shape[1] != 1 or columns.device.type == "cpu":
+        frame: Tensor = torch.linalg.qr(columns).Q
+        return frame
+    norm = torch.linalg.vector_norm(columns)
+    # As the decomposition has it: a zero column becomes the first unit vector, from which the iteration can go on.
+    first = torch.zeros_like(columns)
+    first[0] = 1
+    return torch.where(norm > 0, columns / norm, first)
+
+
 def _gram(stack: Tensor) -> Tensor:
-    """``(K, …) → (K, K)`` Frobenius Gram matrix in float64."""
+    """``(K, …) → (K, K)`` Frobenius Gram matrix."""
     flat = stack.flatten(1)
-    return (flat @ flat.mT).double()
+    return flat @ flat.mT

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from loralign.capture.accumulator import LayerAccumulator
+from loralign.capture.accumulator import LayerAccumulator, gramians_of, invertible_cores
 from loralign.capture.labels import BatchLabels
 from loralign.capture.probe import LayerProbe
 from loralign.capture.sketch import sketch_matrix, sketch_seed
@@ -82,6 +82,7 @@ class GradientCapture:
         self._row_shape: tuple[int, int] | None = None
         self._sums: list[LayerAccumulator | None] = []
         self._bases: list[Basis] = []
+        self._invertible: list[bool] = []
         self._directions: list[Tensor] = []
         self._versions: list[int] = []
         self._samples = torch.zeros(len(names), dtype=torch.float64)
@@ -178,13 +179,13 @@ class GradientCapture:
             raise ConfigError(f"normalise {normalise!r} is unknown", fix="use None or 'mean'")
         if not self._sums:
             raise StateError("nothing was captured", fix="run a backward pass inside 'with capture(ids):'")
-        parts = [accumulator.gramians() for accumulator in self._accumulators]
+        parts = gramians_of(self._accumulators)
         statistics = GradientStatistics(
             objectives=self.objectives,
             layer_names=tuple(layer.name for layer in self.layers),
-            layer_full=torch.stack([part.full for part in parts]).cpu(),
-            layer_accessible=torch.stack([part.accessible for part in parts]).cpu(),
-            layer_euclidean=torch.stack([part.euclidean for part in parts]).cpu(),
+            layer_full=torch.stack([part.full for part in parts]),
+            layer_accessible=torch.stack([part.accessible for part in parts]),
+            layer_euclidean=torch.stack([part.euclidean for part in parts]),
             samples=self._samples.clone(),
             tokens=self._tokens.clone(),
         )
@@ -198,8 +199,8 @@ class GradientCapture:
             normalise: as in :meth:`statistics`.
         """
         pairs = zip(self._accumulators, steps, strict=True)
-        total = sum((layer.inner_with_step(*step) for layer, step in pairs), torch.zeros(len(self.objectives)).double())
-        return total.cpu() if normalise is None else total.cpu() * self._inverse_shares()
+        total = torch.stack([layer.inner_with_step(*step) for layer, step in pairs]).sum(dim=0).cpu()
+        return total if normalise is None else total * self._inverse_shares()
 
     def sketches(self) -> list[Tensor]:
         """Per layer ``Ψᵀ(I − Π_B) G_i`` ``(K, k, n)``, or ``(I − Π_B) G_i`` ``(K, m, n)`` in exact mode."""
@@ -266,6 +267,7 @@ class GradientCapture:
             return
         self._versions = versions
         self._bases = column_bases([f for layer in self.layers for f in (layer.A.detach().mT, layer.B.detach())])
+        self._invertible = invertible_cores(self._bases[::2])
         self._sums = [None] * len(self.layers)
 
     @property
@@ -287,7 +289,9 @@ class GradientCapture:
                 dtype, device = basis_b.Q.dtype, layer.B.device
                 sketch = sketch_matrix(layer.B.shape[0], self.sketch_size, seed=seed, dtype=dtype, device=device)
             directions = self._directions[index] if self._directions else None
-            found = LayerAccumulator(layer, basis_a, basis_b, sketch, len(self.objectives), directions)
+            found = LayerAccumulator(
+                layer, basis_a, basis_b, sketch, len(self.objectives), directions, self._invertible[index]
+            )
             self._sums[index] = found
         return found
 

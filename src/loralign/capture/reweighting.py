@@ -164,7 +164,7 @@ class GradientReweighting:
         key = (index if self._per_layer else 0, x.shape[0], x.ndim == 2)
         if key not in self._spreads:
             spread = self._labels.expand(self._weights[index], x.shape[0], repeat=x.ndim == 2)
-            self._spreads[key] = spread.to(
-                device=x.device, dtype=torch.float32 if x.dtype != torch.float64 else x.dtype
-            )
+            dtype = torch.float32 if x.dtype != torch.float64 else x.dtype
+            # Not waited for, since with weights per layer this is asked in the backward of every layer.
+            self._spreads[key] = spread.to(dtype).to(x.device, non_blocking=True)
         return self._spreads[key]

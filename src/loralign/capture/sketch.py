@@ -28,4 +28,6 @@ def sketch_matrix(rows: int, size: int, *, seed: int, dtype: torch.dtype, device
     """
     generator = torch.Generator().manual_seed(seed)
     entries: Tensor = torch.randn(rows, size, generator=generator)
-    return (entries / math.sqrt(size)).to(device=device, dtype=dtype)
+    entries = (entries / math.sqrt(size)).to(dtype)
+    # From pinned memory a GPU takes its copy when it comes to it; backward, which asks for these, goes on meanwhile.
+    return entries.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else entries.to(device)

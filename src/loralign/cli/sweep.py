@@ -9,7 +9,6 @@ import typer
 
 from loralign.cli.experiment import CONTEXT, run_experiment
 from loralign.errors import ConfigError
-from loralign.training.options import option
 
 _COMMANDS = ("adapt", "align")
 
@@ -38,15 +37,19 @@ class SweepArguments:
     sampler: Literal["grid", "tpe", "nsga2"] = field(
         default="grid", metadata={"help": "grid: every combination; tpe, nsga2: proposed from what was found."}
     )
-    trials: int = option(20, "Trials in all of tpe and nsga2; more, and the command goes on.")
-    population: int = option(8, "Trials of a generation of nsga2.")
-    sampler_seed: int = option(0, "Of tpe and nsga2.")
+    trials: int = field(default=20, metadata={"help": "Trials in all of tpe and nsga2; more, and the command goes on."})
+    population: int = field(default=8, metadata={"help": "Trials of a generation of nsga2."})
+    sampler_seed: int = field(default=0, metadata={"help": "Of tpe and nsga2."})
     trade: list[str] = field(
         default_factory=list,
         metadata={"help": "The two measures, what is kept and what is gained, such as drift 'task:local_sst2 acc'."},
     )
-    budget: float | None = option(None, "Recommend the best within this drift, in nats per token.")
-    keep: float | None = option(None, "Recommend the best that keeps this share of the start's refusals.")
+    budget: float | None = field(
+        default=None, metadata={"help": "Recommend the best within this drift, in nats per token."}
+    )
+    keep: float | None = field(
+        default=None, metadata={"help": "Recommend the best that keeps this share of the start's refusals."}
+    )
     reference: list[float] = field(
         default_factory=list, metadata={"help": "Reference point of the hypervolume, in the order of the measures."}
     )

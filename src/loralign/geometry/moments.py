@@ -52,11 +52,10 @@ def _moved(moment: Tensor, mixing: Tensor, change: Refactored, *, is_a: bool, se
     kept = mixing.to(along.device) @ along
     new = kept.new_zeros(along.shape[0] - change.kept, along.shape[1])
     if second and change.kept:
-        size = 1.0
+        new += kept.mean(dim=0)
         if not is_a and len(new):
             # Gradients of B' scale with the rows of A' they meet.
             norms = change.A.square().sum(dim=1)
-            size = float(norms[change.kept :].mean() / norms[: change.kept].mean())
-        new += kept.mean(dim=0) * size
+            new *= (norms[change.kept :].mean() / norms[: change.kept].mean()).to(new.device)
     full = torch.cat([kept, new])
     return full if is_a else full.mT

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loralign.lora import column_basis
-from loralign.lora.factors import fixed_signs
+from loralign.lora import column_bases
+from loralign.lora.factors import fixed_signs, symmetric_eigh
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Refactored:
         B: ``(m, r)``.
         kept: number ``q`` of leading directions of ``B A`` that were kept; the last ``r − q`` rows of ``A`` are new and
             have zero columns in ``B``.
-        spectrum: ``(r,)`` singular values of the old ``B A``, descending, without the scaling ``s``.
+        spectrum: ``(r,)`` singular values of the old ``B A``, descending, without the scaling ``s``; on the CPU.
         dropped: share of ``‖B A‖²`` in the directions given up.
         energy_moved: share of the candidates' energy that lies in the new rows.
         rotation: mean squared sine of the principal angles between the old and the new ``row(A)``.
@@ -60,11 +60,17 @@ def refactor(
     """
     A, B = A.detach().double(), B.detach().double()
     rank = A.shape[0]
-    basis_a, basis_b = column_basis(A.mT), column_basis(B)
+    basis_a, basis_b = column_bases([A.mT, B])
     core = (basis_b.singular_values[:, None] * basis_b.rotation.mT) @ (basis_a.rotation * basis_a.singular_values)
-    inner_u, spectrum, inner_vt = torch.linalg.svd(core)
+    # What is as small as the rank is decomposed and decided on the host: on a GPU each such step costs more than all
+    # products with the long sides of the factors together.
+    small = torch.cat([core, basis_a.singular_values[None]]).cpu()
+    inner_u, spectrum, inner_vt = torch.linalg.svd(small[:-1])
+    rank_a = int((small[-1] > 0).sum())
     kept = _kept(spectrum, tolerance if candidates is not None else 0.0)
-    inner_u, inner_v, values = inner_u[:, :kept], inner_vt.mT[:, :kept], spectrum[:kept]
+    inner_u, inner_v, values = (
+        part.to(A.device, non_blocking=True) for part in (inner_u[:, :kept], inner_vt.mT[:, :kept], spectrum[:kept])
+    )
     signs = fixed_signs(basis_a.Q @ inner_v)
     inner_u, inner_v = inner_u * signs, inner_v * signs
     rows = basis_a.Q @ inner_v
@@ -83,7 +89,7 @@ def refactor(
         spectrum=spectrum,
         dropped=float(spectrum[kept:].square().sum()) / total if total > 0 else 0.0,
         energy_moved=energy,
-        rotation=float((1 - overlap / max(basis_a.rank, 1)).clamp(0, 1)),
+        rotation=float((1 - overlap / max(rank_a, 1)).clamp(0, 1)),
         mix_a=weight_a[:, None] * (inner_v.mT @ (_inverse(basis_a.singular_values)[:, None] * basis_a.rotation.mT)),
         mix_b=((basis_b.rotation * _inverse(basis_b.singular_values)) @ inner_u) * weight_b,
     )
@@ -118,23 +124,24 @@ def _new_rows(candidates: Tensor | None, rows: Tensor, old: Tensor, count: int) 
         # Once more: a single pass leaves a trace of the removed directions that the SVD would blow up.
         outside = outside - (outside @ taken) @ taken.mT
         values, directions = _leading_rows(outside, missing)
-        usable = int((values > 1e-6 * torch.linalg.matrix_norm(source)).sum())
+        norm, total = torch.stack([torch.linalg.matrix_norm(source), source.square().sum()]).cpu()
+        usable = int((values > 1e-6 * norm).sum())
         fresh = directions[:, :usable]
         found = torch.cat([found, fresh * fixed_signs(fresh)], dim=1)
         if candidates is not None and position == 0 and usable:
-            energy = float(values[:usable].square().sum() / source.square().sum())
+            energy = float(values[:usable].square().sum() / total)
     return found, energy
 
 
 def _leading_rows(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Leading ``count`` singular values and right singular vectors ``(n, count)`` of a wide ``(c, n)`` matrix.
+    """Leading ``count`` singular values, on the CPU, and right singular vectors ``(n, count)`` of a wide ``(c, n)``.
 
     Through the ``c × c`` Gram matrix in float64, several times faster than the SVD itself, and a QR that restores the
     orthonormality which division by small values costs.
     """
-    eigenvalues, vectors = torch.linalg.eigh(matrix @ matrix.mT)
+    eigenvalues, vectors = symmetric_eigh(matrix @ matrix.mT)
     leading = slice(-min(count, len(eigenvalues)), None)
     values = eigenvalues[leading].flip(0).clamp_min(0).sqrt()
     raw = (matrix.mT @ vectors[:, leading].flip(1)) / values.clamp_min(torch.finfo(values.dtype).tiny)
     columns, triangle = torch.linalg.qr(raw)
-    return values, columns * triangle.diagonal().sign()
+    return values.cpu(), columns * triangle.diagonal().sign()

@@ -205,14 +205,15 @@ def _candidate_rows(
         raise ConfigError(f"mode {mode!r} needs measured gradients", fix="pass capture= after a measured backward pass")
     statistics = capture.statistics("mean")
     weights = torch.ones(len(capture.objectives), dtype=torch.float64) if target is None else target.double()
+    factors = (weights / capture.shares).expand(len(layers), -1)
+    if mode == "balanced":
+        norms = statistics.layer_full_norms
+        factors = factors / torch.where(norms > 0, norms, torch.full_like(norms, float("inf")))
+    factors = torch.where(factors.isfinite(), factors, torch.zeros_like(factors))
+    sketches = capture.sketches()
     rows: list[Tensor | None] = []
-    for index, sketch in enumerate(capture.sketches()):
-        factors = weights / capture.shares
-        if mode == "balanced":
-            norms = statistics.layer_full_norms[index]
-            factors = factors / torch.where(norms > 0, norms, torch.full_like(norms, float("inf")))
-        factors = torch.where(factors.isfinite(), factors, torch.zeros_like(factors))
-        scaled = sketch.double() * factors.to(sketch.device)[:, None, None]
+    for sketch, factor in zip(sketches, factors.to(sketches[0].device), strict=True):
+        scaled = sketch.double() * factor[:, None, None]
         # The plain gradient mode follows the mixture itself, the balanced one every objective by itself.
         rows.append(scaled.sum(dim=0) if mode == "gradient" else scaled.flatten(0, 1))
     return rows

@@ -44,6 +44,7 @@ def tangent_norm(A: Tensor, B: Tensor, step_a: Tensor, step_b: Tensor) -> Tensor
 
 def step_norm(layers: list[tuple[float, Tensor, Tensor, Tensor, Tensor]]) -> Tensor:
     """``‖s(ΔB A + B ΔA)‖`` over layers given as ``(s, A, B, ΔA, ΔB)``, a float64 scalar."""
-    norms = [scaling * tangent_norm(A, B, step_a, step_b).cpu() for scaling, A, B, step_a, step_b in layers]
-    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    norms = [scaling * tangent_norm(A, B, step_a, step_b) for scaling, A, B, step_a, step_b in layers]
+    # One copy to the host for all layers.
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms).cpu())
     return total

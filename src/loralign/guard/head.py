@@ -97,6 +97,8 @@ class OutputHead:
             head: output embedding to use instead of the model's own, from :meth:`copy_if_adaptable`.
         """
         states = states.to(_weight(self.head).device)
+        # The model may have moved since the copy was made, such as from the CPU when a trainer took it.
+        head = None if head is None else head.to(states.device)
         if self._bare:
             return self._apply(head or self.head, states)
         logits = self._replay(states, head)

@@ -45,7 +45,7 @@ def leading_eigenvectors(
     Returns:
         ``U (m, q)`` with orthonormal columns, signs fixed, and the eigenvalues ``(q,)``, descending.
     """
-    resolution = 8 * len(moment) ** 0.5 * torch.finfo(moment.dtype).eps
+    resolution = _resolution(moment)
     matrix = moment.to(work)
     if test is not None:
         values, vectors = _sketched(matrix, test.to(work), count, resolution)
@@ -58,9 +58,51 @@ def leading_eigenvectors(
     return vectors * fixed_signs(vectors) if kept else vectors, values[:kept]
 
 
+def leading_eigenvectors_of_many(moments: Tensor, tests: Tensor | None, count: int) -> list[_Pairs]:
+    """As :func:`leading_eigenvectors` for each of ``L`` layers of one shape, in batched operations, as a GPU wants.
+
+    Computes in float64, which a GPU does not round to TF32. Whole matrices are decomposed completely, however large.
+
+    Args:
+        moments: ``F (L, m, m)`` or ``Y (L, m, w)``.
+        tests: ``Θ (L, m, w)``, or ``None``.
+        count: the most pairs of each.
+
+    Returns:
+        The pairs of every layer, the eigenvalues on the CPU.
+    """
+    resolution = _resolution(moments[0])
+    matrices = moments.double()
+    if tests is None:
+        values, vectors = _whole(matrices)
+        sound = [True] * len(moments)
+    else:
+        values, vectors, usable = _sketched_many(matrices, tests.double(), count, resolution)
+        sound = usable.tolist()
+    kept = (values > values[:, :1].clamp_min(0) * resolution).sum(dim=1).clamp(max=count).tolist()
+    values = values.cpu()
+    found = []
+    for row, number in enumerate(kept):
+        if sound[row]:
+            own = vectors[row, :, :number]
+            found.append((own * fixed_signs(own) if number else own, values[row, :number]))
+        else:
+            # Nothing but zeros, or what rounding has made indefinite.
+            alone = leading_eigenvectors(moments[row], None if tests is None else tests[row], count)
+            found.append((alone[0], alone[1].cpu()))
+    return found
+
+
+def _resolution(moment: Tensor) -> float:
+    """Relative to the largest eigenvalue, below which rounding cannot be told from one."""
+    resolution: float = 8 * len(moment) ** 0.5 * torch.finfo(moment.dtype).eps
+    return resolution
+
+
 def _whole(matrix: Tensor) -> _Pairs:
+    """All eigenpairs of one matrix, or of a batch."""
     values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
-    return values.flip(0), vectors.flip(1)
+    return values.flip(-1), vectors.flip(-1)
 
 
 def _sketched(sketch: Tensor, test: Tensor, count: int, resolution: float) -> _Pairs:
@@ -75,6 +117,26 @@ def _sketched(sketch: Tensor, test: Tensor, count: int, resolution: float) -> _P
     positive = values[:count] > 0
     values, rotation = values[:count][positive], rotation[:, :count][:, positive]
     return (values - shift).clamp_min(0), root @ (rotation / values.sqrt())
+
+
+def _sketched_many(sketches: Tensor, tests: Tensor, count: int, resolution: float) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`_sketched` of a batch, pairs that are not positive with eigenvalue 0, and for which layers it holds."""
+    shifts = resolution * torch.linalg.vector_norm(sketches, dim=(1, 2)) / sketches.shape[2] ** 0.5
+    shifted = sketches + shifts[:, None, None] * tests
+    cores = tests.mT @ shifted
+    triangles, failures = torch.linalg.cholesky_ex((cores + cores.mT) / 2)
+    usable = (failures == 0) & (shifts > 0)
+    # A layer that is done apart must not stop the others with numbers that are not finite.
+    triangles = torch.where(
+        usable[:, None, None], triangles, torch.eye(cores.shape[-1], dtype=cores.dtype, device=cores.device)
+    )
+    roots: Tensor = torch.linalg.solve_triangular(triangles.mT, shifted, upper=True, left=False)
+    values, rotations = _whole(roots.mT @ roots)
+    values, rotations = values[:, :count], rotations[:, :, :count]
+    positive = values > 0
+    scaled = rotations / torch.where(positive, values, torch.ones_like(values)).sqrt()[:, None, :]
+    rest = (values - shifts[:, None]).clamp_min(0)
+    return torch.where(positive, rest, torch.zeros_like(rest)), roots @ scaled, usable
 
 
 def _times_inverse_root(left: Tensor, core: Tensor, shift: Tensor) -> Tensor:

@@ -46,8 +46,10 @@ def project(
             continue
         B = layer.B.to(working_dtype(layer.B))
         basis = subspace.basis.to(B)
-        coefficients = soft_coefficients(subspace.eigenvalues.double(), projection).to(B)
-        layer.B.copy_(torch.addmm(B, basis, coefficients[:, None] * (basis.mT @ B), alpha=-value))
+        inside = basis.mT @ B
+        if projection != "hard":
+            inside = soft_coefficients(subspace.eigenvalues.double(), projection).to(B)[:, None] * inside
+        layer.B.copy_(torch.addmm(B, basis, inside, alpha=-value))
 
 
 @torch.no_grad()
@@ -63,15 +65,24 @@ def update_shares(layers: Sequence[LoraFactors], subspaces: Sequence[LayerSubspa
             A, B = layer.A.double(), layer.B.double()
             gram, coordinates = A @ A.mT, subspace.basis.to(B).mT @ B
             total = ((B @ gram) * B).sum()
-            if total > 0:
-                share = ((coordinates @ gram) * coordinates).sum() / total
-        shares.append(share.cpu())
-    return torch.stack(shares) if shares else torch.zeros(0, dtype=torch.float64)
+            inside = ((coordinates @ gram) * coordinates).sum()
+            share = torch.where(total > 0, inside / total, torch.zeros_like(total))
+        shares.append(share)
+    return _on_cpu(shares)
 
 
 @torch.no_grad()
 def total_share(layers: Sequence[LoraFactors], subspaces: Sequence[LayerSubspace | None]) -> float:
     """Share of the whole update that lies in the subspace, ``Σ‖U UᵀΔW‖²/Σ‖ΔW‖²`` over layers; 0 without an update."""
-    energies = torch.stack([layer.scaling * factored_norm(layer.B, layer.A) for layer in layers]).square().cpu()
+    energies = _on_cpu([layer.scaling * factored_norm(layer.B, layer.A) for layer in layers]).square()
     total = float(energies.sum())
     return float((energies * update_shares(layers, subspaces)).sum()) / total if total > 0 else 0.0
+
+
+def _on_cpu(scalars: Sequence[Tensor]) -> Tensor:
+    """Float64 scalars from any devices as ``(k,)`` on the CPU, with a single wait for each device."""
+    found = torch.zeros(len(scalars), dtype=torch.float64)
+    for device in {one.device for one in scalars}:
+        members = [index for index, one in enumerate(scalars) if one.device == device]
+        found[members] = torch.stack([scalars[index] for index in members]).cpu()
+    return found

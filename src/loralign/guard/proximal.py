@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -38,12 +39,14 @@ def proximal_step(
         stability_steps: ``u ≥ 0`` of every layer: learning rate times ``λ_T``; zeros by default.
     """
     others = [0.0] * len(layers) if stability_steps is None else stability_steps
-    for layer, subspace, step, other in zip(layers, subspaces, steps, others, strict=True):
-        if other == 0 and (subspace is None or step == 0):
-            continue
-        work = torch.promote_types(layer.B.dtype, torch.float32)
-        factor, down = layer.B.to(work), layer.A.to(work)
-        values, vectors = torch.linalg.eigh(down @ down.mT)
+    acting = [
+        (layer, subspace, step, other)
+        for layer, subspace, step, other in zip(layers, subspaces, steps, others, strict=True)
+        if other != 0 or (subspace is not None and step != 0)
+    ]
+    decomposed = _gram_eigenpairs([layer for layer, *_ in acting])
+    for (layer, subspace, step, other), (values, vectors) in zip(acting, decomposed, strict=True):
+        factor = layer.B.to(_work(layer))
         curvature = 2 * layer.scaling**2 * values.clamp_min(0)
         turned = factor @ vectors
         if subspace is None:
@@ -58,6 +61,29 @@ def proximal_step(
             if other > 0:
                 shrunk = shrunk + _shrinking(other * curvature) * (turned - basis @ inside)
         layer.B.copy_(factor + shrunk @ vectors.mT)
+
+
+def _work(layer: LoraFactors) -> torch.dtype:
+    return torch.promote_types(layer.B.dtype, torch.float32)
+
+
+def _gram_eigenpairs(layers: Sequence[LoraFactors]) -> list[tuple[Tensor, Tensor]]:
+    """Eigenvalues ``σ (r,)`` and eigenvectors ``V (r, r)`` of every layer's ``A Aᵀ``.
+
+    Layers of one rank are decomposed in one call: on a GPU each call waits for all work before it.
+    """
+    grams = []
+    for layer in layers:
+        down = layer.A.to(_work(layer))
+        grams.append(down @ down.mT)
+    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for index, gram in enumerate(grams):
+        groups[(len(gram), gram.device, gram.dtype)].append(index)
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for members in groups.values():
+        values, vectors = torch.linalg.eigh(torch.stack([grams[index] for index in members]))
+        found |= {index: (values[row], vectors[row]) for row, index in enumerate(members)}
+    return [found[index] for index in range(len(layers))]
 
 
 def _shrinking(curvature: Tensor) -> Tensor:

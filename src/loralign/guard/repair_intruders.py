@@ -70,7 +70,8 @@ class IntruderRepairer:
                 logging_sink=None,
             )
             for layer, module in zip(self._layers, modules, strict=True):
-                A, B = module.lora_A[name].weight.detach(), module.lora_B[name].weight.detach()
+                # On a 16-bit base they come in its dtype, which tensors can only be compared in if they share it.
+                A, B = module.lora_A[name].weight.detach().to(layer.A), module.lora_B[name].weight.detach().to(layer.B)
                 # PEFT copies the factors of a layer without intruders as they are.
                 touched.append(not (torch.equal(A, layer.A) and torch.equal(B, layer.B)))
                 layer.A.copy_(A)

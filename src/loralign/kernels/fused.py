@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import shutil
 from functools import lru_cache
 
 import torch
@@ -53,4 +55,6 @@ def overlap_fused(
 
 @lru_cache(maxsize=1)
 def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    # Triton builds every kernel's launcher with the system's C compiler, and fails at the first launch without one.
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return compiler is not None and importlib.util.find_spec("triton") is not None

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# What the host decomposes faster than a GPU: at most so many rows, and so many matrices at a time.
+_HOST_SIZE = 256
+_HOST_MATRICES = 8
+
 
 @dataclass(frozen=True)
 class Basis:
@@ -57,23 +61,51 @@ def column_bases(factors: Sequence[Tensor]) -> list[Basis]:
     bases: list[Basis | None] = [None] * len(factors)
     for rank in sorted({gram.shape[0] for gram in grams}):
         members = [index for index, gram in enumerate(grams) if gram.shape[0] == rank]
-        eigenvalues, rotations = torch.linalg.eigh(torch.stack([grams[index] for index in members]))
-        for position, index in enumerate(members):
-            bases[index] = _basis(factors[index].detach(), eigenvalues[position].flip(0), rotations[position].flip(1))
+        found = _bases([factors[index].detach() for index in members], torch.stack([grams[index] for index in members]))
+        for index, basis in zip(members, found, strict=True):
+            bases[index] = basis
     return [basis for basis in bases if basis is not None]
 
 
-def _basis(factor: Tensor, eigenvalues: Tensor, rotation: Tensor) -> Basis:
-    size = max(factor.shape)
+def _bases(factors: list[Tensor], grams: Tensor) -> list[Basis]:
+    """Bases of factors of one rank with their Gram matrices ``(f, r, r)``; all that is small is done at once."""
+    eigenvalues, rotations = symmetric_eigh(grams)
+    eigenvalues, rotations = eigenvalues.flip(-1), rotations.flip(-1)
     values = eigenvalues.clamp_min(0).sqrt()
-    # float64 factors are limited by the Gram matrix's own rounding: half of their digits.
-    resolution = max(size * torch.finfo(factor.dtype).eps, (size * torch.finfo(torch.float64).eps) ** 0.5)
-    kept = values > values[:1] * resolution
+    resolutions = torch.tensor([_resolution(factor) for factor in factors], dtype=torch.float64)
+    kept = values > values[:, :1] * resolutions.to(values.device, non_blocking=True)[:, None]
     values = torch.where(kept, values, torch.zeros_like(values))
     inverse = torch.where(kept, 1 / values, torch.zeros_like(values))
-    work = factor.dtype if factor.dtype == torch.float64 else torch.float32
-    columns = factor.to(work) @ (rotation * inverse).to(work)
-    return Basis(columns, values, rotation)
+    turns = rotations * inverse[:, None, :]
+    bases = []
+    for factor, turn, own_values, rotation in zip(factors, turns, values, rotations, strict=True):
+        work = factor.dtype if factor.dtype == torch.float64 else torch.float32
+        bases.append(Basis(factor.to(work) @ turn.to(work), own_values, rotation))
+    return bases
+
+
+def _resolution(factor: Tensor) -> float:
+    size = max(factor.shape)
+    # float64 factors are limited by the Gram matrix's own rounding: half of their digits.
+    resolution: float = max(size * torch.finfo(factor.dtype).eps, (size * torch.finfo(torch.float64).eps) ** 0.5)
+    return resolution
+
+
+def symmetric_eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Ascending eigenvalues ``(…, n)`` and eigenvectors ``(…, n, n)`` of symmetric ``(…, n, n)``, on their device.
+
+    A GPU's solver works through a few small matrices one after another, each many times slower than the host does
+    with the two copies that this takes; larger matrices and many at once stay where they are.
+    """
+    size = matrices.shape[-1]
+    if size == 1:
+        return matrices.squeeze(-1), torch.ones_like(matrices)
+    few_and_small = size <= _HOST_SIZE and matrices.numel() <= _HOST_MATRICES * size**2
+    if matrices.device.type == "cpu" or not few_and_small:
+        values, vectors = torch.linalg.eigh(matrices)
+        return values, vectors
+    values, vectors = torch.linalg.eigh(matrices.cpu())
+    return values.to(matrices.device, non_blocking=True), vectors.to(matrices.device, non_blocking=True)
 
 
 def factored_inner(left_1: Tensor, right_1: Tensor, left_2: Tensor, right_2: Tensor) -> Tensor:

@@ -85,6 +85,8 @@ class GeometryEngine:
     ) -> None:
         """Open a block by hand; a block still open is closed first."""
         self.end_batch()
+        # One copy for both, which read them on the host.
+        objective_ids = objective_ids.cpu()
         self.reweighting.begin(objective_ids)
         if self.capture.enabled:
             self.capture.begin(objective_ids, loss_scale=loss_scale, sample_weights=sample_weights)

@@ -131,7 +131,7 @@ class SubspaceHold:
         self.penalty.load_state_dict(state["penalty"])
 
     def _install(self, subspaces: list[LayerSubspace | None], scale: float) -> None:
-        self.subspaces, self.scale = subspaces, scale
+        self.scale = scale
         self.penalty = GuardPenalty(
             self.layers,
             subspaces,
@@ -140,6 +140,8 @@ class SubspaceHold:
             curvature=self.curvature,
             seed=self.seed,
         )
+        # Where the factors are, or every step copies all of them there; self.subspace stays for checkpoints.
+        self.subspaces = self.penalty.placed(subspaces)
 
     def _decoupled_step(self, weights: PenaltyWeights, optimizer: torch.optim.Optimizer | None) -> PenaltyResult:
         """One step down the penalty with the optimiser's own learning rates, past its moments.

@@ -24,7 +24,12 @@ class OutputRecorder:
 
 
 class _LocalAccelerator:
-    """An accelerator of one process: a slice of a batch is not the same size on every process, so no gathering."""
+    """An accelerator of one process: a slice of a batch is not the same size on every process, so no gathering.
+
+    Its device is the CPU, where the slices are.
+    """
+
+    device = torch.device("cpu")
 
     def __init__(self, accelerator: Any) -> None:
         self._accelerator = accelerator
@@ -72,24 +77,32 @@ class ObjectiveMetrics:
 
 @torch.no_grad()
 def objective_metrics(
-    trainer: DPOTrainer, outputs: Any, inputs: dict[str, Tensor], ids: Tensor, objective: int
-) -> ObjectiveMetrics:
-    """Evaluate ``DPOTrainer``'s loss on one objective's rows of a batch that the model has already seen.
+    trainer: DPOTrainer, outputs: Any, inputs: dict[str, Tensor], ids: Tensor
+) -> dict[int, ObjectiveMetrics]:
+    """Evaluate ``DPOTrainer``'s loss on every objective's rows of a batch that the model has already seen.
+
+    On the CPU: TRL's loss reads a dozen numbers each time, and on a GPU every one of them would be waited for.
 
     Args:
         trainer: the trainer that made ``outputs``.
-        outputs: the policy's output on the stacked ``[chosen; rejected]`` batch.
+        outputs: the policy's output on the stacked ``[chosen; rejected]`` batch: numbers per row and token.
         inputs: the batch, with the reference's log-probabilities in it.
-        ids: ``(pairs,)`` objective ids.
-        objective: whose rows.
+        ids: ``(pairs,)`` objective ids, on the CPU; rows of id −1 are left out.
     """
+    inputs = {key: value.cpu() for key, value in inputs.items() if isinstance(value, Tensor) and value.ndim}
+    outputs = replace(outputs, **{field.name: _on_cpu(getattr(outputs, field.name)) for field in fields(outputs)})
+    return {
+        objective: _metrics_of(trainer, outputs, inputs, ids, objective)
+        for objective in sorted(set(ids.tolist()) - {-1})
+    }
+
+
+def _metrics_of(
+    trainer: DPOTrainer, outputs: Any, inputs: dict[str, Tensor], ids: Tensor, objective: int
+) -> ObjectiveMetrics:
     pairs = (ids == objective).nonzero().squeeze(1)
     rows = torch.cat([pairs, pairs + len(ids)])
-    sliced = {
-        key: value[pairs if value.shape[0] == len(ids) else rows]
-        for key, value in inputs.items()
-        if isinstance(value, Tensor) and value.ndim
-    }
+    sliced = {key: value[pairs if value.shape[0] == len(ids) else rows] for key, value in inputs.items()}
     part = replace(outputs, **{field.name: _rows(getattr(outputs, field.name), rows) for field in fields(outputs)})
     view = _TrainerView(trainer)
     loss = DPOTrainer._compute_loss(view, lambda **_: part, sliced, False)
@@ -100,6 +113,10 @@ def objective_metrics(
         accuracy=metrics["rewards/accuracies"][-1],
         margin=metrics["rewards/margins"][-1],
     )
+
+
+def _on_cpu(value: Any) -> Any:
+    return value.cpu() if isinstance(value, Tensor) and value.ndim else value
 
 
 def _rows(value: Any, rows: Tensor) -> Any:

@@ -121,6 +121,8 @@ class MultiObjectiveDPOTrainer(WholeCheckpoints, PreservationObjective, DPOTrain
         ids = inputs.pop(OBJECTIVE_IDS, None)
         if ids is None:
             return super()._compute_loss(model, inputs, return_outputs)
+        # Once here, since all that follows reads them on the host.
+        ids = ids.cpu()
         training = bool(self.model.training)
         engine = self.geometry_callback.engine
         if training and torch.is_grad_enabled() and engine is not None:
@@ -132,10 +134,7 @@ class MultiObjectiveDPOTrainer(WholeCheckpoints, PreservationObjective, DPOTrain
         recorder = OutputRecorder(model)
         with self._given_reference():
             result = super()._compute_loss(recorder, inputs, return_outputs)
-        found = {
-            objective: objective_metrics(self, recorder.outputs, inputs, ids, objective)
-            for objective in sorted(set(ids.tolist()) - {-1})
-        }
+        found = objective_metrics(self, recorder.outputs, inputs, ids)
         for mode in ("train", "step") if training else ("eval",):
             self._step_metrics[mode].add(found)
         loss = result[0] if return_outputs else result

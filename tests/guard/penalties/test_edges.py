@@ -204,6 +204,23 @@ def test_a_backward_pass_afterwards_adds_the_loss():
     torch.testing.assert_close(layer.B.grad, expected[1] + layer.A.detach().sum(1).expand_as(layer.B))
 
 
+def test_subspaces_are_placed_where_the_factors_are():
+    """Without a GPU only the shapes can be seen to move: each layer's own, of the basis that its stack has padded."""
+    layers, subspaces, _ = random_problem(11)
+    subspaces[1] = None
+    penalty = GuardPenalty(layers, subspaces, SCALE)
+    assert all(one is other for one, other in zip(penalty.placed(subspaces), subspaces, strict=True))
+    for stack in penalty._stacks:
+        stack.basis = stack.basis.to("meta")
+    placed = penalty.placed(subspaces)
+    assert placed[1] is None
+    for one, other in zip(placed[::2], subspaces[::2], strict=True):
+        assert one.basis.is_meta
+        assert one.eigenvalues.is_meta
+        assert (one.basis.shape, one.eigenvalues.shape) == (other.basis.shape, other.eigenvalues.shape)
+        assert (one.trace, one.columns) == (other.trace, other.columns)
+
+
 def test_factors_are_read_anew_also_in_another_precision():
     layers, subspaces, curvature = random_problem(10)
     penalty = GuardPenalty(layers, subspaces, SCALE, PenaltyOptions(task_curvature="kronecker"), curvature)

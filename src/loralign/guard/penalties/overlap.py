@@ -72,6 +72,9 @@ def overlap_term(
         # One of the parts is zero where no subspace covers the layer.
         if stack.covered[position]:
             rows, count = draw.rows(stack.indices[position], layer.shape[0])
+            if isinstance(rows, Tensor):
+                # Once: every use on a GPU would copy them there anew, and wait for it.
+                rows = rows.to(parts.A.device)
             value = work.layer(position, layer, rows, count, weight, cotangents)
         values.append(value)
     return torch.stack(values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -117,11 +118,27 @@ class GuardPenalty:
         """
 
         def add(stack: LayerStack, gradient_a: Tensor, gradient_b: Tensor) -> None:
-            for position, layer in enumerate(stack.layers):
-                _accumulate(layer.A, gradient_a[position], scale)
-                _accumulate(layer.B, gradient_b[position], scale)
+            _accumulate([layer.A for layer in stack.layers], gradient_a, scale)
+            _accumulate([layer.B for layer in stack.layers], gradient_b, scale)
 
         return self._run(weights, add)
+
+    def placed(self, subspaces: Sequence[LayerSubspace | None]) -> list[LayerSubspace | None]:
+        """The subspaces that this was made of, on the devices of the factors.
+
+        What has to move is not copied anew: its basis is a view of what the penalty itself holds.
+
+        Args:
+            subspaces: as they were given.
+        """
+        found = list(subspaces)
+        for stack in self._stacks:
+            for position, index in enumerate(stack.indices):
+                one = subspaces[index]
+                if one is not None and one.basis.device != stack.basis.device:
+                    basis = stack.basis[position, :, : one.rank]
+                    found[index] = replace(one, basis=basis, eigenvalues=one.eigenvalues.to(basis.device))
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to draw the same rows: a JSON-ready mapping."""
@@ -139,21 +156,23 @@ class GuardPenalty:
 
     @torch.no_grad()
     def _run(self, weights: PenaltyWeights, sink: _Sink | None) -> PenaltyResult:
-        values = torch.zeros(len(self.layers), 4, dtype=torch.float64)
-        energies = torch.zeros(len(self.layers), 2, dtype=torch.float64)
-        angles = torch.zeros(len(self.layers), dtype=torch.float64)
+        found = []
         draw = RowDraw(self.options.row_fraction, self.seed, self.draw)
         for stack in self._stacks:
             stack.follow()
             parts = stack.parts()
             cotangents = None if sink is None else Cotangents(parts)
-            values[stack.indices] = self._terms(stack, parts, weights, draw, cotangents).cpu()
-            energies[stack.indices] = stack.energies(parts).cpu()
-            angles[stack.indices] = cosines(parts).cpu()
+            terms = self._terms(stack, parts, weights, draw, cotangents)
+            found.append(torch.cat([terms, stack.energies(parts), cosines(parts)[:, None]], dim=1))
             if sink is not None and cotangents is not None:
                 sink(stack, *cotangents.pull_back(stack, parts))
         self.draw += int(draw.fraction < 1 and self._overlap_weight(weights) > 0)
-        return self._result(weights, values, energies, angles)
+        table = torch.zeros(len(self.layers), 7, dtype=torch.float64)
+        # Only now, since a GPU's work is waited for at the first copy.
+        for stack, rows in zip(self._stacks, found, strict=True):
+            table[stack.indices] = rows.cpu()
+        values, energies, angles = table[:, :4], table[:, 4:6], table[:, 6]
+        return self._result(weights, *(one.contiguous() for one in (values, energies, angles)))
 
     def _terms(
         self, stack: LayerStack, parts: Parts, weights: PenaltyWeights, draw: RowDraw, cotangents: Cotangents | None
@@ -185,12 +204,17 @@ class GuardPenalty:
         return PenaltyResult(alignment, stability, overlap, geodesic, total, None, energies, angles)
 
 
-def _accumulate(parameter: Tensor, gradient: Tensor, scale: float) -> None:
-    if not parameter.requires_grad:
-        return
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    parameter.grad.add_(gradient.to(parameter.device), alpha=scale)
+def _accumulate(parameters: Sequence[Tensor], gradients: Tensor, scale: float) -> None:
+    """Add ``scale`` times a row of ``gradients (L, …)`` to each parameter's; where there is none, that becomes it."""
+    # All layers' at once, and not added to zeros: on a GPU every operation costs, however small.
+    scaled = gradients * scale
+    for parameter, gradient, own in zip(parameters, gradients, scaled, strict=True):
+        if not parameter.requires_grad:
+            continue
+        if parameter.grad is None:
+            parameter.grad = own.to(parameter)
+        else:
+            parameter.grad.add_(gradient.to(parameter.device), alpha=scale)
 
 
 def _check(

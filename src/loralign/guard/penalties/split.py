@@ -20,13 +20,15 @@ from loralign.guard.task_curvature import TaskCurvature
 from loralign.lora import LoraFactors
 from loralign.lora.layers import working_dtype
 
-# Entries of A and B that are stacked at once: bounds what a stack's working memory adds, about ten times this.
-_STACKED = 2**18
+# Entries of A and B that are stacked at once: bounds what a stack's working memory adds, about ten times this. What one
+# stack computes with fits a CPU's cache; a GPU wants few stacks, since each costs some sixty kernels whatever its size.
+_STACKED = {"cpu": 2**18}
+_LARGE_STACK = 2**23
 
 
 @dataclass
 class LayerStack:
-    """Up to a few dozen layers of one shape ``(m, n)``, one rank ``r`` and one device.
+    """Some layers of one shape ``(m, n)``, one rank ``r`` and one device.
 
     Attributes:
         layers: the ``L`` layers.
@@ -135,7 +137,8 @@ def stack_layers(
     stacks = []
     for members in groups.values():
         first = layers[members[0]]
-        size = max(1, _STACKED // (sum(first.shape) * first.rank))
+        limit = _STACKED.get(first.B.device.type, _LARGE_STACK)
+        size = max(1, limit // (sum(first.shape) * first.rank))
         for start in range(0, len(members), size):
             stacks.append(_stack(members[start : start + size], layers, subspaces, curvature, scale, options))
     return stacks
