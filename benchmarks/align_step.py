@@ -136,7 +136,7 @@ def refinement(trainer: MultiObjectiveDPOTrainer, mode: str, clock: Clock, repla
 
 
 def table(samples: dict[str, list[float]]) -> list[Comparison]:
-    """The ratios that the issue of speed is settled by."""
+    """The ratios that have a target."""
     trl, measured, weighted = samples["trl"], samples["measured"], samples["weighted"]
     amortised = [
         ((MEASURE_EVERY - 1) * rest + first) / MEASURE_EVERY for first, rest in zip(measured, weighted, strict=True)

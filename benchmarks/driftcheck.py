@@ -101,7 +101,7 @@ def arms(
 
 
 def table(samples: dict[str, list[float]]) -> list[Comparison]:
-    """The ratios that the issue of speed is settled by."""
+    """The ratios that have a target."""
     return [
         compare("generate mode / plain loop", samples["generate"], samples["plain loop"], 1 / 6),
         compare("score mode / generate mode", samples["score"], samples["generate"], 1 / 10),

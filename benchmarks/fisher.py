@@ -121,7 +121,7 @@ def arms(
 
 
 def table(samples: dict[str, list[float]]) -> list[Comparison]:
-    """The ratio that the issue of speed is settled by, and those that are there for information."""
+    """The ratio that has a target, and those that are there for information."""
     return [
         compare(f"Fisher estimation, {name} / {BASELINE}", values, samples[BASELINE], 1.5 if name == "auto" else None)
         for name, values in samples.items()

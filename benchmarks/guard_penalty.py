@@ -133,7 +133,7 @@ def dense_backward(
 
 
 def dense_penalty(layer: LoraFactors, subspace: LayerSubspace, options: PenaltyOptions, layers: int) -> Tensor:
-    """One layer's part of the penalty with the hard projector, on dense matrices (alignguard.md, Penalties)."""
+    """One layer's part of the penalty with the hard projector, on dense matrices (docs/adapting.md, Penalties)."""
     basis, eigenvalues = subspace.basis, subspace.eigenvalues.to(layer.B.device)
     update = layer.scaling * layer.B @ layer.A
     coordinates = basis.mT @ update

@@ -162,7 +162,7 @@ def step(trainer: SFTTrainer, callback: GuardCallback | None, batch: dict[str, t
 
 
 def table(samples: dict[str, list[float]]) -> list[Comparison]:
-    """The ratios that the issue of speed is settled by."""
+    """The ratios that have a target."""
     plain = samples["plain"]
     return [
         compare("guarded step, all terms / plain step", samples["all terms"], plain, 1.15),

@@ -1,8 +1,8 @@
 """Arms of multi-objective DPO on real preference data: validation scores over training time, seeds and learning rates.
 
-Equal steps at one learning rate prove nothing (geometry.md), so every cell is scored at several times and the arms are
-compared as frontiers of accuracy against drift. Finished cells are kept as JSON and reused; run several workers on one
-output directory, and `table` and `plot` when they are done::
+Equal steps at one learning rate prove nothing (docs/concepts.md), so every cell is scored at several times and the arms
+are compared as frontiers of accuracy against drift. Finished cells are kept as JSON and reused; run several workers on
+one output directory, and `table` and `plot` when they are done::
 
     python experiments/align_arms.py run --data DIR --out results --seeds 0 1
     python experiments/align_arms.py table --out results

@@ -1,4 +1,4 @@
-"""Dense float64 formulas of geometry.md, written for plainness, against which the fast paths are compared."""
+"""Dense float64 formulas of docs/concepts.md, written for plainness, against which the fast paths are compared."""
 
 from __future__ import annotations
 

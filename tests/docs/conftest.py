@@ -68,11 +68,11 @@ def tiny_default(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Path]:
-    """Somewhere to write, with the little that a report needs in ``runs/demo``."""
+    """Somewhere to write, with the little that a report needs in ``runs/mine``."""
     monkeypatch.chdir(tmp_path)
 
     def make() -> Path:
-        run = tmp_path / "runs" / "demo"
+        run = tmp_path / "runs" / "mine"
         run.mkdir(parents=True)
         objectives = ["helpful", "honest", "harmless"]
         about = {"version": 1, "model": "tiny", "objectives": objectives, "weighting": "geo", "status": "finished"}

@@ -9,6 +9,7 @@ import pytest
 from loralign.cli import main
 from loralign.experiments.ablate import side_by_side
 from loralign.experiments.experiment import ArmResult
+from loralign.report.theme import Table
 from tests.cli.conftest import assert_refused
 from tests.experiments.made_up import broken, made_up
 
@@ -34,6 +35,8 @@ def test_an_ablation_compares_arms_over_seeds_and_does_nothing_twice(
     assert gain["lowest_seed"] <= gain["value"] <= gain["highest_seed"]
     page = (place / "index.html").read_text()
     assert "Differences to plain" in page
+    # From the logs of the cells themselves.
+    assert "Against plain stopped at the same task loss" in page
     assert "loralign ablate guard" in (place / "results.md").read_text()
     assert len(list((tmp_path / "out" / "subspaces").glob("*/subspace.json"))) == 1
     cells = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").glob("*/cell.json")}
@@ -41,6 +44,20 @@ def test_an_ablation_compares_arms_over_seeds_and_does_nothing_twice(
     assert again.code == 0, again.err
     assert json.loads(again.out)["page"].endswith("index.html")
     assert cells == {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").glob("*/cell.json")}
+    # Fewer seeds of cells that are there: another question, which must not take the place of the first.
+    told = (place / "results.md").read_text()
+    at = words.index("--seeds")
+    fewer = [*words[: at + 2], *words[at + 3 :]]
+    for _ in range(2):
+        other = loralign(*fewer, "--json")  # type: ignore[operator]
+        assert other.code == 0, other.err
+        assert f"{place.relative_to(tmp_path)} holds what was found with other arms" in other.err
+        table = tmp_path / json.loads(other.out)["table"]
+        assert table.parent.name.startswith("ablate-guard-")
+        assert table.read_text() != told == (place / "results.md").read_text()
+        assert str(table.parent.relative_to(tmp_path)) in other.err
+    assert len([path for path in place.parent.iterdir() if path.is_dir()]) == 2
+    assert "holds what was found" not in again.err
 
 
 def test_bad_words_are_refused_in_one_line(adapting: list[str], loralign: object, tmp_path: Path) -> None:
@@ -64,6 +81,10 @@ def test_help_names_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "--arms" in text
     assert "--seeds" in text
+
+
+def _first(table: Table) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return table.headings, table.rows[0]
 
 
 def arms(seeds: int) -> list[ArmResult]:
@@ -96,6 +117,23 @@ def test_differences_hold_the_reduction_of_drift_and_are_all_among_the_numbers()
     columns = finding.columns
     told = zip(*(columns[name] for name in ("arm", "measure", "reference")), strict=True)
     assert sum(reference == "plain" for _, _, reference in told) == 2 * 4
+
+
+def test_guarded_alignments_are_compared_in_what_they_keep_too() -> None:
+    both = [
+        made_up(name, {}, {"accuracy": accuracy, "reference_drift": 0.1, "drift": drift})
+        for name, accuracy, drift in (("uniform", 0.6, 0.4), ("geo", 0.7, 0.1))
+    ]
+    page = side_by_side("ablate align", "align", both).page
+    row = dict(zip(*_first(dict(page.tables)["Differences to uniform, paired"]), strict=True))
+    assert row["drift reduction"].startswith("+0.750")
+    assert [chart.key for chart in page.charts] == ["trade-0", "trade-1"]
+    (note,) = [note for note in page.notes if note.startswith("Drift reduction is")]
+    assert "drift of uniform" in note
+    assert "beside the accuracy" in note
+    plain = [made_up(name, {}, {"accuracy": 0.6, "reference_drift": 0.1}) for name in ("uniform", "geo")]
+    page = side_by_side("ablate align", "align", plain).page
+    assert not [note for note in page.notes if note.startswith("Drift reduction is")]
 
 
 def test_an_arm_without_a_seed_is_compared_over_the_others_and_said_to_be() -> None:

@@ -10,6 +10,7 @@ import pytest
 from loralign.errors import ConfigError
 from loralign.experiments.cell import base_settings, make_cell, recipe_of, recipe_text
 from loralign.experiments.contents import contents_digest
+from loralign.experiments.measuring import Measures
 from loralign.runs import parse_adapt_recipe
 from loralign.runs.adapt_recipe import ADAPT
 from loralign.runs.recipe import ALIGN
@@ -26,17 +27,17 @@ def test_equal_recipes_written_differently_are_one_cell(adapting: list[str], tmp
     assert make_cell("adapt", base, {"guard_mode": "penalty"}, 3).key == make_cell("adapt", base, {}, 3).key
 
 
-@pytest.mark.parametrize(
-    ("overrides", "seed", "measures"),
-    [({"lambda_alignment": 1.0}, 0, {}), ({"max_steps": 4}, 0, {}), ({}, 1, {}), ({}, 0, {"tasks": ["mmlu"]})],
-)
-def test_what_decides_the_outcome_decides_the_fingerprint(
-    adapting: list[str], overrides: dict[str, float], seed: int, measures: dict[str, list[str]]
-) -> None:
+@pytest.mark.parametrize(("overrides", "seed"), [({"lambda_alignment": 1.0}, 0), ({"max_steps": 4}, 0), ({}, 1)])
+def test_what_trains_decides_the_fingerprint(adapting: list[str], overrides: dict[str, float], seed: int) -> None:
     base = base_settings("adapt", adapting)
-    assert (
-        make_cell("adapt", base, overrides, seed, measures).fingerprint != make_cell("adapt", base, {}, 0).fingerprint
-    )
+    assert make_cell("adapt", base, overrides, seed).fingerprint != make_cell("adapt", base, {}, 0).fingerprint
+
+
+def test_what_is_measured_does_not(adapting: list[str]) -> None:
+    base, measures = base_settings("adapt", adapting), Measures(tasks=("mmlu",)).asked()
+    cell = make_cell("adapt", base, {}, 0, measures)
+    assert cell.measures == measures
+    assert cell.key == make_cell("adapt", base, {}, 0).key
 
 
 def test_where_a_run_goes_does_not_matter_but_what_it_reads_does(

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from loralign.data.driftcheck import build_driftcheck
+from loralign.data.driftcheck import DriftPrompt, DriftSet, build_driftcheck
+from loralign.data.driftcheck.prompt import prompt_id
+from loralign.data.driftcheck.storage import save_driftcheck
 from loralign.errors import ConfigError, DataError
 from loralign.experiments.cell import Cell
 from loralign.experiments.measuring import Measures, measure_cell
+from loralign.experiments.store import CellStore, measure_place
+from loralign.runs.driftcheck_options import CheckOptions, CheckSubject
 from tests.evaluation.tasks.files import sst2_file
 from tests.models.tiny_models import write_adapter
 
@@ -35,24 +41,103 @@ def test_tasks_that_cannot_be_scored_are_refused_before_anything_is_trained(tmp_
         Measures(tasks=(reviews,), task_limit=0)
 
 
+def prompts(directory: Path, **counts: int) -> str:
+    """A set whose test part has so many prompts of each label."""
+    save_driftcheck(
+        DriftSet.of(
+            DriftPrompt(
+                prompt_id(label, text), text, label, "general" if label == "safe" else "violence", "made", "CC0", part
+            )
+            for part, sizes in (("train", {"safe": 3, "unsafe": 3}), ("test", counts))
+            for label, count in sizes.items()
+            for text in (f"{part} {label} {index}" for index in range(count))
+        ),
+        {},
+        directory,
+    )
+    return str(directory)
+
+
+def test_prompts_too_few_to_compare_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    Measures(driftcheck=prompts(tmp_path / "enough", safe=2, unsafe=2)).check()
+    with pytest.raises(DataError, match="'test' holds no prompts"):
+        Measures(driftcheck=prompts(tmp_path / "empty")).check()
+    for label, other in (("safe", "unsafe"), ("unsafe", "safe")):
+        few = prompts(tmp_path / label, **{label: 1, other: 3})
+        with pytest.raises(DataError, match=f"1 of the 4 prompts asked of the test part are {label}, which"):
+            Measures(driftcheck=few).check()
+        # The whole part has enough of both, but fewer are asked.
+        with pytest.raises(DataError, match=r"1 of the 3 prompts.*raise --driftcheck_prompts"):
+            Measures(driftcheck=str(tmp_path / "enough"), prompts=3).check()
+
+
+def test_a_measurement_is_known_by_its_settings_and_what_is_in_its_set(tmp_path: Path) -> None:
+    built, reviews, text = prompts(tmp_path / "set", safe=2, unsafe=2), sst2_file(tmp_path), tmp_path / "text.jsonl"
+    text.write_text("one")
+    whole = Measures(built, 4, (f"sst2={reviews}", "mmlu"), 5, (str(text),), 3)
+    before = whole.asked()
+    assert [one.kind for one in before] == ["driftcheck", "language", "task", "task"]
+    assert len({one.key for one in before}) == 4
+    assert Measures().asked() == ()
+
+    def changed(**changes: Any) -> list[int]:
+        """Which are others now."""
+        after = replace(whole, **changes).asked()
+        return [index for index, one in enumerate(before) if one.fingerprint != after[index].fingerprint]
+
+    assert [changed(prompts=5), changed(language_samples=4), changed(task_limit=6)] == [[0], [1], [2, 3]]
+    # Another task leaves those before as they are, and so does another place of the same files.
+    assert changed(tasks=(f"sst2={reviews}", "mmlu", "gsm8k")) == []
+    shutil.copytree(built, tmp_path / "moved")
+    assert changed(driftcheck=str(tmp_path / "moved")) == []
+    text.write_text("other")
+    reviews.write_text(reviews.read_text().upper())
+    assert changed() == [1, 2]
+    assert changed(driftcheck=prompts(tmp_path / "other", safe=3, unsafe=2)) == [0, 1, 2]
+
+
+def test_the_start_is_asked_in_the_revision_that_the_recipe_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str | None, str | None]] = []
+
+    def check(subject: CheckSubject, prompts: str, output: Path, options: CheckOptions, **others: str) -> None:
+        asked.append((subject.name, subject.revision))
+        output.mkdir(parents=True)
+        for name in ("run.json", "responses.parquet"):
+            (output / name).touch()
+
+    monkeypatch.setattr("loralign.experiments.measuring.check_drift", check)
+    measures = Measures(driftcheck=prompts(tmp_path / "set", safe=2, unsafe=2))
+    for number, revision in enumerate((None, "v2", "v2")):
+        settings = {"model": "owner/tiny", "revision": revision, "seed": 0}
+        cell = Cell("adapt", settings, measures.asked(), str(number) * 64)
+        measure_cell(CellStore(tmp_path), cell, *cell.measures)
+    start, adapter = "owner/tiny", "run/adapter"
+    told = [(name if name == start else str(name)[-len(adapter) :], revision) for name, revision in asked]
+    # The adapter names its base's revision itself.
+    assert told == [(start, None), (adapter, None), (start, "v2"), (adapter, None), (adapter, None)]
+
+
 def test_a_cell_is_measured_with_its_dtype_and_what_cannot_be_followed_is_told(
     model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     build_driftcheck(["builtin"], tmp_path / "set", safe=60, unsafe=60, seed=0)
-    measures = Measures(driftcheck=str(tmp_path / "set"), prompts=2, tasks=(f"sst2={sst2_file(tmp_path)}",))
-    settings = {"model": str(model), "dtype": "float16", "load_in_4bit": True, "revision": None, "seed": 3}
-    place = tmp_path / "cell"
+    asked = Measures(driftcheck=str(tmp_path / "set"), prompts=2, tasks=(f"sst2={sst2_file(tmp_path)}",)).asked()
+    settings = {"model": str(model), "dtype": "float16", "load_in_4bit": True, "seed": 3}
+    cell, store = Cell("adapt", settings, asked, "f" * 64), CellStore(tmp_path / "store")
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    write_adapter(place / "run" / "adapter", base)
+    write_adapter(store.place(cell) / "run" / "adapter", base)
     with caplog.at_level(logging.WARNING, logger="loralign"):
-        measure_cell(Cell("adapt", settings, measures.to_json()), place, tmp_path / "store")
-    assert [record.args for record in caplog.records if record.name == "loralign.experiments.measuring"] == [
-        ("load_in_4bit", True, "the unquantised base")
-    ]
-    for run in (place / "check", place / "check" / "baseline"):
+        for one in asked:
+            measure_cell(store, cell, one)
+    told = [record.getMessage() for record in caplog.records if record.name == "loralign.experiments.measuring"]
+    assert told == [f"load_in_4bit is set, but the {one} is of the unquantised base" for one in ("driftcheck", "task")]
+    check, task = (measure_place(store.place(cell), one) for one in asked)
+    for run in (check / "check", check / "check" / "baseline"):
         assert read(run / "run.json")["options"]["dtype"] == "float16"
         assert read(run / "run.json")["environment"]["base_dtype"] == "float16"
-    tasks = read(place / "tasks.json")
+    tasks = read(task / "tasks.json")
     assert tasks["environment"]["base_dtype"] == "float16"
     # The cell's own seed would draw other solved examples than that of its neighbours.
     assert tasks["settings"]["seed"] == 0

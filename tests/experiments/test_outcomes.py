@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from loralign.experiments.finding import (
     score_columns,
     score_table,
 )
+from loralign.experiments.measuring import Measures
 from loralign.experiments.outcomes import outcome
 from loralign.experiments.seed_means import Samples, estimate, over_seeds, value
 from loralign.experiments.store import CellRecord
@@ -73,31 +75,38 @@ def test_a_start_that_refuses_nothing_has_nothing_to_keep(tmp_path: Path) -> Non
     assert value(found["refusal"]) == 1
 
 
-def test_a_driftcheck_takes_the_place_of_the_runs_own_refusals(tmp_path: Path) -> None:
-    record = adapted(tmp_path)
-    for place, refused in ((tmp_path / "check/baseline", [1.0, 1.0, 0.0]), (tmp_path / "check", [1.0, 0.0, 1.0])):
+def test_a_driftcheck_takes_the_place_of_the_runs_own_refusals_where_it_was_asked(tmp_path: Path) -> None:
+    measures = Measures(driftcheck="prompts").asked()
+    record = replace(adapted(tmp_path), measures=measures)
+    check = tmp_path / "measures" / measures[0].key / "check"
+    for place, refused in ((check / "baseline", [1.0, 1.0, 0.0]), (check, [1.0, 0.0, 1.0])):
         columns = {"id": ["a", "b", "c"], "label": ["unsafe", "unsafe", "safe"], "refused": refused}
         write_columns(place / "responses.parquet", columns)
     found = outcome(record)
     assert [value(found[key]) for key in ("refusal", "retention", "over_refusal")] == [0.5, 0.5, 1.0]
-    write_columns(tmp_path / "check/baseline/responses.parquet", {"id": ["a"], "label": ["unsafe"], "refused": [1.0]})
+    # Asked by another experiment, but not by this.
+    assert value(outcome(replace(record, measures=()))["refusal"]) == pytest.approx(1 / 3)
+    with pytest.raises(StateError, match=r"responses\.parquet"):
+        outcome(replace(record, measures=Measures(driftcheck="prompts", prompts=8).asked()))
+    write_columns(check / "baseline/responses.parquet", {"id": ["a"], "label": ["unsafe"], "refused": [1.0]})
     with pytest.raises(StateError, match="other prompts than its start"):
         outcome(record)
 
 
 def test_task_scores_join_by_document(tmp_path: Path) -> None:
-    record = adapted(tmp_path)
-    (tmp_path / "tasks.json").write_text("{}")
+    record = replace(adapted(tmp_path), measures=Measures(tasks=("sst2",)).asked())
+    (place,) = record.measured("task")
+    place.mkdir(parents=True)
     lines = [
         {"arm": arm, "task": "local_sst2", "filter": "none", "values": {"acc": float(right)}}
         for arm, rights in (("base", (0, 0)), ("adapter", (1, 0)))
         for right in rights
     ]
-    (tmp_path / "tasks.samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (place / "tasks.samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert value(outcome(record)["task:local_sst2 acc"]) == 0.5
 
 
-def test_an_alignments_measures_weigh_objectives_alike(tmp_path: Path) -> None:
+def aligned(directory: Path, **settings: Any) -> CellRecord:
     log_prob = np.array([[-1.0, -2.0], [-2.0, -1.0], [-1.0, -2.0]])
     pairs = PairScores(
         objectives=("helpful", "helpful", "honest"),
@@ -108,9 +117,13 @@ def test_an_alignments_measures_weigh_objectives_alike(tmp_path: Path) -> None:
         kl_policy_reference=np.array([[0.1, 0.1], [0.3, 0.3], [0.6, 0.6]]),
         kl_reference_policy=np.zeros((3, 2)),
     )
-    (tmp_path / "run").mkdir()
-    pairs.save(tmp_path / "run" / "pair_scores.safetensors")
-    record = CellRecord("f" * 64, "align", "finished", {"seed": 0, "beta": 0.1}, directory=tmp_path)
+    (directory / "run").mkdir(exist_ok=True)
+    pairs.save(directory / "run" / "pair_scores.safetensors")
+    return CellRecord("f" * 64, "align", "finished", {"seed": 0, "beta": 0.1, **settings}, directory=directory)
+
+
+def test_an_alignments_measures_weigh_objectives_alike(tmp_path: Path) -> None:
+    record = aligned(tmp_path)
     found = {key: value(samples) for key, samples in outcome(record).items()}
     assert (found["accuracy:helpful"], found["accuracy:honest"]) == (0.5, 1.0)
     assert (found["accuracy"], found["accuracy_worst"]) == (0.75, 0.5)
@@ -120,6 +133,23 @@ def test_an_alignments_measures_weigh_objectives_alike(tmp_path: Path) -> None:
     assert worst.at(np.array([[0, 0, 2], [1, 1, 2], [2, 2, 2]])).tolist() == [1.0, 0.0, 1.0]
     # Mean over objectives, not over pairs: (0.2 + 0.6) / 2.
     assert found["reference_drift"] == pytest.approx(0.4)
+
+
+def test_a_guarded_alignment_has_the_drift_and_the_refusals_of_its_probe(tmp_path: Path) -> None:
+    adapted(tmp_path, ROWS[2:])
+    plain, guarded = (outcome(aligned(tmp_path, guard=guard)) for guard in ("none", "auto"))
+    kept = {key: value(guarded[key]) for key in guarded.keys() - plain.keys()}
+    assert kept == pytest.approx({"drift": 0.2, "refusal": 1 / 3, "retention": 1 / 2, "over_refusal": 1.0})
+    assert plain.keys() == {"accuracy:helpful", "accuracy:honest", *("accuracy", "accuracy_worst", "loss")} | {
+        "reference_drift"
+    }
+    # A recipe with a guard but without pairs to validate on has what the guard measured all the same.
+    (tmp_path / "run" / "pair_scores.safetensors").unlink()
+    alone = CellRecord("f" * 64, "align", "finished", {"seed": 0, "guard": "auto"}, directory=tmp_path)
+    assert outcome(alone).keys() == kept.keys()
+    (tmp_path / "run" / "sample_scores.parquet").unlink()
+    with pytest.raises(StateError, match=r"sample_scores\.parquet"):
+        outcome(alone)
 
 
 def test_a_damaged_cell_names_its_file(tmp_path: Path) -> None:

@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 
 from loralign.data.driftcheck import build_driftcheck
-from loralign.errors import StateError
+from loralign.errors import DataError, StateError
 from loralign.experiments.cell import Cell, base_settings, make_cell
+from loralign.experiments.experiment import Arm, ExperimentOptions, run_arms, study_name
 from loralign.experiments.failure import CellFailed
+from loralign.experiments.measurement import Measurement
 from loralign.experiments.measuring import Measures
 from loralign.experiments.outcomes import outcome
 from loralign.experiments.running import Launcher, run_cell
@@ -29,7 +32,7 @@ ADAPTER = "run/adapter/adapter_model.safetensors"
 
 
 def cell_of(words: list[str], seed: int = 0, measures: Measures | None = None, **overrides: Any) -> Cell:
-    return make_cell("adapt", base_settings("adapt", words), overrides, seed, (measures or Measures()).to_json())
+    return make_cell("adapt", base_settings("adapt", words), overrides, seed, (measures or Measures()).asked())
 
 
 def weights(place: Path) -> dict[str, torch.Tensor]:
@@ -119,15 +122,128 @@ def test_adapters_are_asked_the_prompts_of_a_set_and_their_start_once(adapting: 
     for record in records:
         assert outcome(record)["refusal"][0].size == 2
         assert 0 <= value(outcome(record)["refusal"]) <= 1
+    assert len([path for path in (store.directory / "cells").iterdir() if path.is_dir()]) == 2
+    # The set was not asked of this call's cell, which is the same.
     plain = run_cell(store, cell_of(adapting, 0, guard="none"))
-    assert plain.fingerprint != records[0].fingerprint
+    assert (plain.directory, plain.measures) == (records[0].directory, ())
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done of cells whose training and measuring are made up; text of ``broken`` cannot be measured."""
+    done: list[str] = []
+
+    def run_adaptation(recipe: Any) -> None:
+        done.append("run")
+        directory = Path(recipe.training.output_dir)
+        (directory / "adapter").mkdir(parents=True)
+        (directory / "run.json").write_text('{"status": "finished"}')
+
+    def measure_cell(store: CellStore, cell: Cell, one: Measurement) -> None:
+        assert (store.place(cell) / "run" / "adapter").is_dir()
+        done.append(one.settings.get("task", one.kind))
+        if one.kind == "language" and "broken" in one.settings["text"]:
+            raise DataError("holds no text")
+
+    monkeypatch.setattr("loralign.experiments.running.run_adaptation", run_adaptation)
+    monkeypatch.setattr("loralign.experiments.running.measure_cell", measure_cell)
+    return done
+
+
+def test_a_finished_cell_is_only_measured_and_each_measurement_is_done_once(
+    adapting: list[str], work: list[str], tmp_path: Path
+) -> None:
+    store = CellStore(tmp_path / "store")
+
+    def run(*tasks: str, driftcheck: str | None = None) -> list[str]:
+        work.clear()
+        cell = cell_of(adapting, measures=Measures(driftcheck, tasks=tasks), guard="none")
+        record = run_cell(store, cell)
+        assert (record.finished, record.measures) == (True, cell.measures)
+        assert store.record(cell) == record
+        return list(work)
+
+    assert run() == ["run"]
+    assert store.record(cell_of(adapting, measures=Measures(tasks=("mmlu",)), guard="none")) is None
+    assert [run("mmlu"), run("mmlu", "gsm8k"), run("gsm8k"), run()] == [["mmlu"], ["gsm8k"], [], []]
+    # Another set is measured beside the first, which stays.
+    assert run(driftcheck="one") == run(driftcheck="other") == ["driftcheck"]
+    assert run("mmlu", driftcheck="one") == []
+    # Without the adapter there is nothing to measure, but what is known stays known.
+    (place,) = (store.directory / "cells").glob("*/run/adapter")
+    place.rmdir()
+    assert run("mmlu", driftcheck="other") == []
+    assert run("arc_easy") == ["run", "arc_easy"]
+
+
+def test_a_measurement_that_fails_takes_nothing_away_from_what_is_finished(
+    adapting: list[str], work: list[str], tmp_path: Path
+) -> None:
+    store, plain = CellStore(tmp_path / "store"), cell_of(adapting, guard="none")
+    bad = cell_of(adapting, measures=Measures(tasks=("mmlu",), language=("broken",)), guard="none")
+    for _ in range(2):
+        with pytest.raises(CellFailed, match="holds no text"):
+            run_cell(store, bad)
+    # Neither again nor what comes after it, until it is asked for.
+    assert work == ["run", "language"]
+    record = store.record(bad)
+    assert record is not None
+    assert (record.status, record.error) == ("failed", "holds no text")
+    assert "DataError" in (record.measured("language")[0] / "error.txt").read_text()
+    assert run_cell(store, plain).finished
+    with pytest.raises(CellFailed, match="holds no text"):
+        run_cell(store, bad, Launcher(retry=True))
+    good = cell_of(adapting, measures=Measures(tasks=("mmlu",)), guard="none")
+    assert run_cell(store, good).finished
+    assert work == ["run", "language", "language", "mmlu"]
+
+
+def test_whoever_measures_a_cell_has_it_to_oneself(adapting: list[str], tmp_path: Path) -> None:
+    store, plain = CellStore(tmp_path / "store"), cell_of(adapting, guard="none")
+    measured = cell_of(adapting, measures=Measures(tasks=("mmlu",)), guard="none")
+    locks = set()
+    for cell in (plain, measured):
+        with store.locked(cell):
+            for lock in store.directory.rglob("*.lock"):
+                with pytest.raises(Timeout):
+                    FileLock(lock).acquire(timeout=0)
+                locks.add(lock)
+    assert len(locks) == 1
+
+
+def test_arms_that_are_done_are_measured_when_more_is_asked_of_them(
+    adapting: list[str], work: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loralign.experiments.experiment.outcome", lambda record: dict.fromkeys(record.measures, ()))
+    monkeypatch.setattr(Measures, "check", lambda self: None)
+    base = base_settings("adapt", adapting)
+
+    def run(*tasks: str) -> list[int]:
+        work.clear()
+        options = ExperimentOptions(tmp_path / "store", (0, 1), measures=Measures(tasks=tasks))
+        (result,) = run_arms("ablate", "adapt", base, [Arm("plain", {"guard": "none"})], options)
+        assert result.seeds == [0, 1]
+        return [len(one) for one in result.outcomes]
+
+    assert (run(), work) == ([0, 0], ["run", "run"])
+    assert (run("mmlu"), work) == ([1, 1], ["mmlu", "mmlu"])
+    assert (run("mmlu", "gsm8k"), work) == ([2, 2], ["gsm8k", "gsm8k"])
+    assert (run("mmlu"), work) == ([1, 1], [])
+
+
+def test_workers_that_measure_something_else_do_not_share_trials(adapting: list[str]) -> None:
+    names = {
+        study_name("ablate", [cell_of(adapting, measures=Measures(tasks=tasks), guard="none")])
+        for tasks in ((), ("mmlu",), ("mmlu", "gsm8k"), ("gsm8k", "mmlu"))
+    }
+    assert len(names) == 3
 
 
 def test_a_damaged_record_says_which_directory_to_remove(tmp_path: Path) -> None:
     (tmp_path / "cell.json").write_text("{")
     with pytest.raises(StateError, match="remove the cell's directory"):
         load_record(tmp_path)
-    (tmp_path / "cell.json").write_text(json.dumps({"version": 9, "kind": "cell"}))
+    (tmp_path / "cell.json").write_text(json.dumps({"version": 2, "kind": "cell"}))
     with pytest.raises(StateError, match="remove the cell's directory"):
         load_record(tmp_path)
     assert load_record(tmp_path / "nothing") is None

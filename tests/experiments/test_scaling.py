@@ -238,7 +238,7 @@ def test_the_command_fits_the_law_to_two_models(
     assert len(set(sizes[:4])) == len(set(sizes[4:])) == 1
     assert (sizes[0], starts[0]) == pytest.approx(measured(model, text))
     assert (sizes[4], starts[4]) == pytest.approx(measured(wide, text))
-    tables = sorted((tmp_path / "out" / "cells").glob("*/language.parquet"))
+    tables = sorted((tmp_path / "out" / "cells").glob("*/measures/*/language.parquet"))
     assert len(tables) == 8
     losses = read_language(tables[0])
     assert len(losses.before) == 6

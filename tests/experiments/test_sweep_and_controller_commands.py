@@ -10,11 +10,13 @@ import pytest
 from loralign.errors import ConfigError
 from loralign.experiments.cell import CellSettings, base_settings
 from loralign.experiments.experiment import ExperimentOptions
+from loralign.experiments.measuring import Measures
 from loralign.experiments.running import CellFailed
 from loralign.experiments.search import run_search
 from loralign.experiments.search_plan import SearchPlan
 from loralign.experiments.space_syntax import parse_space
 from loralign.experiments.store import CellRecord, CellStore
+from loralign.experiments.sweep import Wanted, sweep
 from tests.cli.conftest import assert_refused
 from tests.experiments.made_up import samples
 
@@ -70,8 +72,32 @@ def test_a_fault_of_the_space_is_told_before_anything_is_run(
     ranks = ["--space", "lora_r=4,8"]
     assert_refused(loralign(*words, *ranks, "--judged_prompts", "0"), "no answer is judged", "--driftcheck")
     assert_refused(loralign(*words, *ranks, "--trade", "drift", "task:sst2"), "no task is scored", "--tasks")
-    assert_refused(loralign("sweep", "align", "--space", "beta=0.1,0.2", "--keep", "0.9"), "has no retention")
+    assert_refused(
+        loralign(*words, *ranks, "--judged_prompts", "0", *FOR_DRIFT[:3], "--keep", "0.9"), "--keep", "judged"
+    )
+    betas = ["sweep", "align", "--output", "out", "--space", "beta=0.1,0.2"]
+    assert_refused(loralign(*betas, "--keep", "0.9"), "--keep", "no answer is judged", "--guard")
+    assert_refused(loralign(*betas, "--keep", "0.9", "--guard", "auto"), "no answer is judged")
+    assert_refused(loralign(*betas, "--trade", "drift", "accuracy"), "without a guard nothing is probed")
     assert not (tmp_path / "out" / "cells").exists()
+
+
+@pytest.mark.parametrize("more", [["judged_prompts=8,16"], []])
+def test_a_guarded_alignment_has_a_drift_and_a_retention_to_search_for(
+    model: Path, more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[SearchPlan] = []
+
+    def run_search(name: str, command: str, base: Any, plan: SearchPlan, options: Any) -> list[Any]:
+        searched.append(plan)
+        return []
+
+    monkeypatch.setattr("loralign.experiments.sweep.run_search", run_search)
+    words = ["--model", str(model), "--guard", "auto", *([] if more else ["--judged_prompts", "8"])]
+    plan = SearchPlan(parse_space("align", ["beta=0.1,0.2", *more]), ("drift", "accuracy"))
+    with pytest.raises(ConfigError, match="no trial has finished"):
+        sweep("align", base_settings("align", words), ExperimentOptions(tmp_path), plan, Wanted(keep=0.9))
+    assert searched == [plan]
 
 
 def test_the_controller_is_put_beside_fixed_weights_and_repeated_runs_nothing(
@@ -114,11 +140,12 @@ def searching(adapting: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
     monkeypatch.setattr("loralign.experiments.search.run_cell", run_cell)
     monkeypatch.setattr("loralign.experiments.search.outcome", outcome)
+    monkeypatch.setattr(Measures, "check", lambda self: None)
     base: CellSettings = base_settings("adapt", [*adapting, "--guard", "none"])
 
-    def search(**changes: Any) -> Any:
+    def search(measures: Measures | None = None, **changes: Any) -> Any:
         plan = {"space": parse_space("adapt", ["lora_r=4:8"]), "measures": ("drift", "task_gain"), "sampler": "tpe"}
-        options = ExperimentOptions(tmp_path / "out", seeds=(0, 1))
+        options = ExperimentOptions(tmp_path / "out", seeds=(0, 1), measures=measures or Measures())
         return run_search("search", "adapt", base, SearchPlan(**{**plan, "trials": 6, **changes}), options)
 
     search.ran = ran
@@ -140,6 +167,14 @@ def test_a_failed_seed_fails_its_trial_and_the_search_goes_on(searching: Any) ->
     assert searching.ran == before
     # A larger number of trials goes on where the smaller ended.
     assert [result.arm for result in searching(trials=9)][: len(results)] == [result.arm for result in results]
+
+
+def test_a_search_that_measures_something_else_asks_its_own_trials(searching: Any) -> None:
+    searching()
+    before = list(searching.ran)
+    # Every cell that did not fail has something to measure, and the values of trials need not be the same.
+    searching(measures=Measures(tasks=("mmlu",)))
+    assert searching.ran[len(before) :] == [(rank, seed) for rank, seed in before if rank < 6]
 
 
 def test_a_measure_that_trials_lack_ends_the_search_at_once(searching: Any) -> None:

@@ -116,8 +116,7 @@ def test_what_is_wanted_becomes_limits() -> None:
     assert Wanted(budget=0.05, keep=0.9).limits("adapt") == [Limit("drift", 0.05), Limit("retention", 0.9)]
     assert Wanted(budget=0.05).limits("align") == [Limit("reference_drift", 0.05)]
     assert Wanted().limits("adapt") == []
-    with pytest.raises(ConfigError, match="an alignment has no retention"):
-        Wanted(keep=0.9).limits("align")
+    assert Wanted(keep=0.9).limits("align") == [Limit("retention", 0.9)]
     with pytest.raises(ConfigError, match="nan is no bound"):
         Wanted(budget=math.nan).limits("adapt")
 

@@ -1,4 +1,4 @@
-"""The penalties of alignguard.md as dense float64 formulas on (m, n) matrices, differentiated by autograd."""
+"""The penalties of docs/adapting.md as dense float64 formulas on (m, n) matrices, differentiated by autograd."""
 
 from __future__ import annotations
 

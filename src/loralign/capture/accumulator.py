@@ -114,7 +114,7 @@ class LayerAccumulator:
         return [self._inside, self._stacked] if self.exact is None else [self._inside, self._stacked, self.exact]
 
     def gramians(self) -> LayerGramians:
-        """The layer's part of the three Gramians (geometry.md, accessible and full part).
+        """The layer's part of the three Gramians (docs/concepts.md, accessible and full part).
 
         ``⟨PG_i, PG_j⟩ = ⟨G_iQ_A, G_jQ_A⟩ + ⟨Q_BᵀG_i, Q_BᵀG_j⟩ − ⟨Q_BᵀG_iQ_A, Q_BᵀG_jQ_A⟩``; the full inner product adds
         that of the residuals, estimated from the sketches; the Euclidean one is over the parameters ``A`` and ``B``,

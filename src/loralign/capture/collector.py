@@ -28,7 +28,7 @@ class GradientCapture:
     Samples do not mix inside a transformer, so the tokens of the samples labelled ``i`` give
     ``G_i = Σ g_t x_tᵀ (m, n)``, and a batch that holds several objectives yields all of them from one backward pass.
     Only compressed sums are kept (:class:`~loralign.capture.accumulator.LayerAccumulator`): the part that LoRA can
-    reach exactly, and a Gaussian sketch of the rest (geometry.md, accessible part and full part).
+    reach exactly, and a Gaussian sketch of the rest (docs/concepts.md, accessible part and full part).
 
     Example:
         >>> capture = GradientCapture(peft_model, ["helpful", "harmless"])       # doctest: +SKIP

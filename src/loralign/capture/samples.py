@@ -24,7 +24,7 @@ class SampleCapture:
 
     Samples do not mix inside a transformer, so if the loss is the SUM of the samples' own losses, the gradient of
     sample ``s`` alone with respect to the layer's full weight is ``G_s = g_sᵀ x_s (m, n)`` with the rows that belong to
-    it (alignguard.md, Fisher). Nothing is stored here: the consumer reduces what it is given.
+    it (docs/adapting.md, Fisher subspace). Nothing is stored here: the consumer reduces what it is given.
 
     Layers that read one and the same tensor, such as the query, key and value projections of a block, are handed the
     same tensor object ``x`` in consecutive calls, so that a consumer can share what it computes from ``x`` alone.

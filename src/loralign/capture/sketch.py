@@ -22,7 +22,7 @@ def sketch_seed(seed: int, draw: int, layer: int) -> int:
 
 
 def sketch_matrix(rows: int, size: int, *, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Gaussian ``Ψ (rows, size)`` with entries ``N(0, 1/size)``, so that ``E[Ψ Ψᵀ] = I`` (geometry.md, full part).
+    """Gaussian ``Ψ (rows, size)`` with entries ``N(0, 1/size)``, so that ``E[Ψ Ψᵀ] = I`` (docs/concepts.md, full part).
 
     Drawn on the CPU in float32 whatever the device, so that all ranks and devices of a run hold the same matrix.
     """

@@ -17,7 +17,7 @@ _RESOLUTION = 1e-5
 
 @dataclass(frozen=True)
 class GradientStatistics:
-    """Gram matrices of the objectives' gradients, per layer and for the model (geometry.md, the three Gramians).
+    """Gram matrices of the objectives' gradients, per layer and for the model (docs/concepts.md, the three Gramians).
 
     Attributes:
         objectives: the ``K`` names.

@@ -1,4 +1,4 @@
-"""How far LoRA bends an intended update and unbalances the objectives in it (geometry.md, what is read off)."""
+"""How far LoRA bends an intended update and unbalances the objectives in it (docs/concepts.md, what is read off)."""
 
 from __future__ import annotations
 

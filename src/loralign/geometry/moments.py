@@ -17,8 +17,8 @@ def move_moments(optimizer: torch.optim.Optimizer, layer: LoraFactors, change: R
     """Carry first and second moments of ``A`` and ``B`` over to the new factors; returns whether there were any.
 
     Gradients move as ``∇_{A'} = Mᵀ ∇_A`` and ``∇_{B'} = ∇_B Tᵀ`` for ``B' = B M`` and ``A' = T A``, and first moments,
-    being sums of gradients, move exactly so (with square invertible ``M`` this is ``T = M⁻¹``, geometry.md). Second
-    moments move through the squared mixing matrices, which leaves out the covariance between entries: an
+    being sums of gradients, move exactly so (with square invertible ``M`` this is ``T = M⁻¹``, docs/concepts.md).
+    Second moments move through the squared mixing matrices, which leaves out the covariance between entries: an
     approximation. New directions start with a first moment of zero and, in place of a second moment of zero that would
     turn their first step into a jump, with the mean second moment of the kept ones, scaled to the new rows' size.
     """

@@ -42,7 +42,7 @@ class Refactored:
 def refactor(
     A: Tensor, B: Tensor, candidates: Tensor | None = None, *, tolerance: float = 0.0, scale: str = "balanced"
 ) -> Refactored:
-    """Same-rank refactor through the SVD of the ``r × r`` core (geometry.md, adaptive subspace refinement).
+    """Same-rank refactor through the SVD of the ``r × r`` core (docs/concepts.md, adaptive subspace refinement).
 
     ``B = Q_B R_B``, ``Aᵀ = Q_A R_A``, ``R_B R_Aᵀ = U Σ Vᵀ``; then ``B' = Q_B U Σ^½`` and ``A' = Σ^½ Vᵀ Q_Aᵀ``.
     Directions without weight, and with ``candidates`` the trailing ones whose share of ``‖B A‖²`` stays within

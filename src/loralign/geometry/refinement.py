@@ -1,4 +1,4 @@
-"""Adaptive refinement of LoRA's subspace (geometry.md, adaptive subspace refinement)."""
+"""Adaptive refinement of LoRA's subspace (docs/concepts.md, adaptive subspace refinement)."""
 
 from __future__ import annotations
 

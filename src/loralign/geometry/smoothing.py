@@ -41,7 +41,7 @@ def clip_weights(weights: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 @dataclass
 class SmoothedWeighting:
-    """Wraps any weighting: moving averages of the Gramians, then the weights, then bounds (geometry.md, reweighting).
+    """Wraps any weighting: moving averages of the Gramians, then the weights, then bounds (docs/concepts.md).
 
     Numerators and denominators are averaged apart and divided after, which is a ratio of averages and no average of
     ratios. An objective absent from a measurement keeps its averages. A measurement without any usable gradient, or

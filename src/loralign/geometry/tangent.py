@@ -9,7 +9,7 @@ from loralign.lora import column_basis
 
 
 def project_on_tangent_space(gradient: Tensor, A: Tensor, B: Tensor) -> Tensor:
-    """``P(G) = Π_B G + G Π_A − Π_B G Π_A``, the orthogonal projection on ``{B X + Y A}`` (geometry.md, accessible).
+    """``P(G) = Π_B G + G Π_A − Π_B G Π_A``, the orthogonal projection on ``{B X + Y A}`` (docs/concepts.md).
 
     The dense form, for one layer at a time; the training path never forms it.
 

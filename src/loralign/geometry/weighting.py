@@ -1,4 +1,4 @@
-"""Objective weights as pure functions of gradient statistics and target weights (geometry.md, reweighting).
+"""Objective weights as pure functions of gradient statistics and target weights (docs/concepts.md, reweighting).
 
 Every weighting returns ``w ≥ 0`` with ``Σw = Σλ``. An objective without a usable gradient keeps ``w_i = λ_i`` and the
 others share the rest of the sum.
@@ -82,7 +82,7 @@ class MatchWeighting:
     A step along ``−P Σ w_j G_j`` lowers objective ``i`` at the rate ``(A w)_i``; one along ``−Σ λ_j G_j`` at the rate
     ``(F λ)_i``. The weights solve ``min ‖D⁻¹(A w − F λ)‖`` over ``w ≥ 0`` with ``D = diag(F)``, so that relative errors
     of loud and quiet objectives count alike; then they are brought to ``Σw = Σλ``, which keeps the direction. Without
-    cross terms this is ``w_i ∝ λ_i/γ_i²``, GeoWeighting with ``p = 2``. Ours: geometry.md, reweighting.
+    cross terms this is ``w_i ∝ λ_i/γ_i²``, GeoWeighting with ``p = 2``. Ours: docs/concepts.md, reweighting.
     """
 
     def __call__(self, statistics: GradientStatistics, target: Tensor) -> Tensor:

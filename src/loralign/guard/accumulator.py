@@ -35,7 +35,7 @@ class TokenGrams:
 class FisherSums:
     """One layer's ``Σ_s G_s G_sᵀ Θ`` and ``Σ_s ‖G_s‖²`` for each of two halves of the samples.
 
-    ``G_s = g_sᵀ x_s (m, n)`` is the gradient of sample ``s`` (alignguard.md, Fisher). With a test matrix ``Θ (m, w)``
+    ``G_s = g_sᵀ x_s (m, n)`` is the gradient of sample ``s`` (docs/adapting.md). With a test matrix ``Θ (m, w)``
     the first sum is a sketch ``(m, w)`` of the Fisher matrix, without one (``Θ = I``) it is the matrix itself; the
     second is its trace, exact either way. Both are linear in the samples, so they add over batches and processes.
 

@@ -14,7 +14,7 @@ _LARGEST_EXCESS = 3.0
 
 
 class DriftController:
-    """Dual ascent on a multiplier of the penalties' weights (alignguard.md, Controller).
+    """Dual ascent on a multiplier of the penalties' weights (docs/adapting.md, Budget).
 
     For "least task loss, subject to drift ≤ budget" the multiplier μ of the constraint rises while drift is above the
     budget and falls while it is below. With the excess ``e = (drift + 2·trend) / budget − 1`` in [−1, 3] an update is

@@ -50,7 +50,7 @@ def estimate_curvature(
 
     ``diagonal`` is the diagonal of the output side ``E_s[G_s G_sᵀ]``. ``kronecker`` is ``S_out ⊗ S_in`` with
     ``S_out ∝ E_s[G_s G_sᵀ]`` and ``S_in ∝ E_s[G_sᵀG_s]``, each as an exact diagonal and its ``rank`` leading eigenpairs
-    (alignguard.md, Penalties). ``G_s (m, n)`` is the gradient of the mean negative log-likelihood of sample ``s``'s
+    (docs/adapting.md, Penalties). ``G_s (m, n)`` is the gradient of the mean negative log-likelihood of sample ``s``'s
     response with respect to the layer's full weight.
 
     Scale: the mean over layers of the mean eigenvalue of ``S_out`` is 1, and in every layer the mean eigenvalue of

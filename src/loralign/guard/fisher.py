@@ -48,7 +48,7 @@ def estimate_fisher(
     """The leading eigenvectors of every layer's output-side Fisher matrix ``F = E_s[G_s G_sᵀ]``.
 
     ``G_s (m, n)`` is the gradient of one sample's loss, the negative log-likelihood of its response, with respect to
-    the layer's full weight (alignguard.md, Fisher, per layer, output side). All samples of a batch are measured in one
+    the layer's full weight (docs/adapting.md, Fisher subspace). All samples of a batch are measured in one
     ordinary backward pass of the sum of their losses; every statistic is float32 or better.
 
     The model is left exactly as it was found: weights, gradients, modules, flags, training mode. A model with a LoRA

@@ -101,7 +101,7 @@ class SubspaceInfo:
 
 
 def soft_coefficients(eigenvalues: Tensor, projection: Projection) -> Tensor:
-    """Weights ``c (q,)`` of the directions in ``P_A = U diag(c) Uᵀ`` (alignguard.md, Decomposition).
+    """Weights ``c (q,)`` of the directions in ``P_A = U diag(c) Uᵀ`` (docs/adapting.md, Parts).
 
     Hard: ``c = 1``. Soft: ``c_i = λ_i/(λ_i + κ)`` with ``κ`` the median eigenvalue, so that the median direction has
     ``c = ½``; of an even number of directions, the mean of the middle two is the median. Where all eigenvalues are

@@ -32,7 +32,7 @@ class GuardWarning:
 
 @dataclass(frozen=True)
 class MonitorThresholds:
-    """What counts as a failure (alignguard.md, Monitors).
+    """What counts as a failure (docs/adapting.md).
 
     Args:
         refusal_drop: refusal accuracy lost since the start, as a share: 0.1 is ten points.

@@ -1,4 +1,4 @@
-"""The peers that a repair is measured against: plain scaling and Safe LoRA (alignguard.md, Repair)."""
+"""The peers that a repair is measured against: plain scaling and Safe LoRA (docs/adapting.md, Repair)."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class _Start:
 
 
 class ProbeSet:
-    """Prompts with responses that must survive, scored against the model as it was at the start (alignguard.md).
+    """Prompts with responses that must survive, scored against the model as it was at the start (docs/adapting.md).
 
     Of the start only the last hidden states of the response tokens are kept, in the model's own dtype: ``4·tokens·d``
     bytes in float32 for hidden size ``d``, some 10 MiB for 100 responses to SmolLM2. Its distributions are made again

@@ -20,7 +20,7 @@ def project(
     strength: float | Sequence[float] = 1.0,
     projection: Projection = "hard",
 ) -> None:
-    """``B ← B − ρ U C (UᵀB)`` in place, so that ``ΔW ← (I − ρ P_A) ΔW`` (alignguard.md, When it acts, and Repair).
+    """``B ← B − ρ U C (UᵀB)`` in place, so that ``ΔW ← (I − ρ P_A) ΔW`` (docs/adapting.md, Penalties and Repair).
 
     After every optimiser step this is the limit ``λ_A → ∞`` of the alignment penalty; once, after training, it is
     repair. With the hard projector and ``ρ = 1`` it is idempotent. The arithmetic is float32 (float64 for factors in

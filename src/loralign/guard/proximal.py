@@ -24,8 +24,8 @@ def proximal_step(
     """Replace every ``B (m, r)`` by ``argmin_X ½‖X − B‖² + t·s²·tr(MᵀM K) + u·s²·tr(X_TᵀX_T K)``.
 
     With ``M = Λ^½ C UᵀX``, ``X_T = X − U C UᵀX`` and ``K = A Aᵀ`` this is the implicit form of a gradient step of size
-    ``t`` on the alignment penalty and ``u`` on the stability penalty with ``H`` the identity (alignguard.md, Penalties
-    and When it acts). With ``K = V Σ Vᵀ`` the coefficients of ``X V`` shrink one by one: those along ``U``,
+    ``t`` on the alignment penalty and ``u`` on the stability penalty with ``H`` the identity (docs/adapting.md,
+    Penalties and Decoupled). With ``K = V Σ Vᵀ`` the coefficients of ``X V`` shrink one by one: those along ``U``,
     ``Y = UᵀB V``, as ``Y_ij ← Y_ij / (1 + 2 s² σ_j (t c_i² λ_i + u (1 − c_i)²))`` and those across it by
     ``1 / (1 + 2 s² σ_j u)``. So no step overshoots; as ``t → ∞`` what ``A`` can read of the part in the subspace
     vanishes, which is ``project`` with strength 1, and as ``u → ∞`` that of the rest.

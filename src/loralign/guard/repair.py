@@ -1,4 +1,4 @@
-"""Mending an adapter that was trained without care (alignguard.md, Repair): no training, an ordinary adapter."""
+"""Mending an adapter that was trained without care (docs/adapting.md, Repair): no training, an ordinary adapter."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Repairer(Protocol):
 
 
 class ProjectionRepairer:
-    """``B' = B − ρ U C (UᵀB)`` in every layer that a subspace covers (alignguard.md, Repair).
+    """``B' = B − ρ U C (UᵀB)`` in every layer that a subspace covers (docs/adapting.md, Repair).
 
     Args:
         layers: all layers of the adapter.
@@ -123,7 +123,7 @@ def update_curvatures(
     """Damage and size of the critical part ``ΔW_A = U C UᵀΔW`` of every layer, float64 ``(layers,)`` each.
 
     Returns:
-        ``d = ‖F^½ΔW_A‖² = s² tr(MᵀM K)``, ``M = Λ^½ C UᵀB``, ``K = A Aᵀ`` (alignguard.md, Penalties), and
+        ``d = ‖F^½ΔW_A‖² = s² tr(MᵀM K)``, ``M = Λ^½ C UᵀB``, ``K = A Aᵀ`` (docs/adapting.md, Penalties), and
         ``e = ‖ΔW_A‖²``, the same without ``Λ^½``; both zero where no subspace covers the layer.
     """
     damages, energies = [], []

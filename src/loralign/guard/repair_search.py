@@ -35,7 +35,7 @@ class Search:
 def least_strength(
     drift_at: Callable[[float], float], budget: float, *, tolerance: float = 0.02, max_measurements: int = 8
 ) -> Search:
-    """Bisect for the least strength that keeps the drift within ``budget`` (alignguard.md, Repair).
+    """Bisect for the least strength that keeps the drift within ``budget`` (docs/adapting.md, Repair).
 
     Both ends are measured first. An adapter that is within the budget needs no repair, so strength zero is chosen;
     where the whole repair is not enough, strength one is the nearest thing and ``met`` is false. Between them every

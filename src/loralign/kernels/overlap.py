@@ -50,7 +50,7 @@ def overlap_tile(
 ) -> Tensor:
     """``E = Σ η|a·t|`` over a tile: ``a = left[0] right``, ``t = left[1] right``, ``η = 1 + β σ(|W + a + t| − τ)``.
 
-    Source: alignguard.md, Penalties, E_RM. The gradient counts the dependence of ``η`` on ``a`` and ``t``; at the kinks
+    Source: docs/adapting.md, Penalties. The gradient counts the dependence of ``η`` on ``a`` and ``t``; at the kinks
     of ``|·|`` it takes the subgradient 0 of ``|a·t|``. Every entry is touched in place: the tile costs six buffers of
     its size, whatever else is asked.
 

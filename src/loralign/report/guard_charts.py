@@ -18,7 +18,7 @@ TERMS = {
     "overlap": "overlap, E_RM",
     "geodesic": "geodesic, E_geo",
 }
-"""The penalty's terms (alignguard.md), in the order of their colours."""
+"""The penalty's terms (docs/adapting.md), in the order of their colours."""
 
 WIDE = 50.0
 """A multiplier that spans more than this factor gets a logarithmic axis."""

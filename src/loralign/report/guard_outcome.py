@@ -1,7 +1,7 @@
 """What became of what had to survive: scores as rows of a table, and sentences on them.
 
 A fall of refusals on unsafe prompts, or a rise on safe ones, of more than 10 points gets advice: the failure
-signature of alignguard.md.
+signature of docs/adapting.md.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Thresholds:
 - budget: a drift of up to a tenth above it counts as just missed; under half of it leaves room;
 - share: under a hundredth of the update in the subspace, what drift there is comes from elsewhere; under penalties more
   than a twentieth means that they press lightly;
-- subspace: agreement under 0.85, of halves of the samples or between estimates, is unstable (alignguard.md, Monitors).
+- subspace: agreement under 0.85, of halves of the samples or between estimates, is unstable (docs/adapting.md).
 """
 
 from __future__ import annotations

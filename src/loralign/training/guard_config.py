@@ -19,7 +19,7 @@ Placement = Literal["loss", "decoupled"]
 
 @dataclass
 class GuardConfig:
-    """How the alignment-critical part of the update is held (alignguard.md).
+    """How the alignment-critical part of the update is held (docs/adapting.md).
 
     Every field is a flag of ``loralign adapt`` and of ``loralign align``, and a key of their recipes. Invalid values
     raise :class:`~loralign.errors.ConfigError` when the configuration is made.
@@ -162,8 +162,8 @@ class GuardConfig:
     def penalty_weights(self, multiplier: float = 1.0) -> PenaltyWeights:
         """``λ_A``, ``λ_T``, ``λ_NC``, all of them times a budget's multiplier.
 
-        alignguard.md lets ``λ_T`` stand. But what drifts outside of the subspace only ``λ_T`` can hold, so that without
-        it there are budgets that no multiplier reaches.
+        The method as stated lets ``λ_T`` stand. But what drifts outside of the subspace only ``λ_T`` can hold, so that
+        without it there are budgets that no multiplier reaches.
         """
         return PenaltyWeights(
             alignment=multiplier * self.lambda_alignment,

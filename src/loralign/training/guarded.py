@@ -15,7 +15,7 @@ from loralign.training.saving import WholeCheckpoints
 
 
 class GuardedSFTTrainer(WholeCheckpoints, SFTTrainer):
-    """TRL's ``SFTTrainer`` for a LoRA adapter whose alignment-critical part is held (alignguard.md).
+    """TRL's ``SFTTrainer`` for a LoRA adapter whose alignment-critical part is held (docs/adapting.md).
 
     Everything that ``SFTTrainer`` takes works as there. Added are the guard and checkpoints that are whole or absent,
     from which a run resumes exactly.

@@ -1,4 +1,4 @@
-"""Reference preservation as one more objective (geometry.md): KL to the reference on a stream of texts."""
+"""Reference preservation as one more objective (docs/concepts.md): KL to the reference on a stream of texts."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def measurement_record(
     in_force: Tensor,
     skipped: str | None,
 ) -> dict[str, Any]:
-    """One measurement (geometry.md, what is read off the Gramians).
+    """One measurement (docs/concepts.md, what is read off the Gramians).
 
     Args:
         step: optimiser step, from 0.

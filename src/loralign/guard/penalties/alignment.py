@@ -9,7 +9,7 @@ from loralign.guard.penalties.split import LayerStack, Parts
 
 
 def alignment_term(stack: LayerStack, parts: Parts, weight: float, cotangents: Cotangents | None) -> Tensor:
-    """``‖F^½ΔW_A‖² = s² tr(MᵀM K)`` with ``M = Λ^½ C UᵀB``, ``(L,)`` float64 (alignguard.md, Penalties).
+    """``‖F^½ΔW_A‖² = s² tr(MᵀM K)`` with ``M = Λ^½ C UᵀB``, ``(L,)`` float64 (docs/adapting.md, Penalties).
 
     Args:
         stack: the layers; ``Λ`` holds normalised eigenvalues.

@@ -11,7 +11,7 @@ from loralign.guard.penalties.split import Parts
 
 
 def geodesic_term(parts: Parts, form: Geodesic, weight: float, cotangents: Cotangents | None) -> Tensor:
-    """``E_geo (L,)`` float64, in [0, 1]; scaling ``ΔW`` changes nothing (alignguard.md, Penalties).
+    """``E_geo (L,)`` float64, in [0, 1]; scaling ``ΔW`` changes nothing (docs/adapting.md, Penalties).
 
     - ``"row"``: ``‖ΔW_A ΔW_Tᵀ‖²/(‖ΔW_A‖²‖ΔW_T‖²) = tr(K_A K K_T K)/(tr(K_A K) tr(K_T K))``, zero exactly when the two
       parts read disjoint input directions.

@@ -15,7 +15,7 @@ CurvatureForm = Literal["identity", "diagonal", "kronecker"]
 
 @dataclass(frozen=True)
 class PenaltyWeights:
-    """The multipliers of the three terms of the loss (alignguard.md).
+    """The multipliers of the three terms of the loss (docs/adapting.md).
 
     The defaults are what held most at the same task loss on a model of 135M parameters (docs/results.md). The
     literature's 0.25, 0.5 and 0.1 there hold the task part, whose curvature is 1 in every direction, far more than the
@@ -43,7 +43,7 @@ class PenaltyWeights:
 
 @dataclass(frozen=True)
 class PenaltyOptions:
-    """Forms of the terms (alignguard.md, Decomposition and Penalties).
+    """Forms of the terms (docs/adapting.md, Parts and Penalties).
 
     Attributes:
         projection: ``"hard"`` takes all retained directions whole (the paper); ``"soft"`` weights them by confidence.

@@ -53,7 +53,7 @@ def overlap_term(
 ) -> Tensor:
     """``E_RM = Σ_ij η_ij |ΔW_A,ij·ΔW_T,ij|``, ``η_ij = 1 + β σ(|W_ij + ΔW_ij| − τ)``: ``(L,)`` float64.
 
-    Source: alignguard.md, Penalties. Value and gradient come from one pass over row tiles; what a tile needs is
+    Source: docs/adapting.md, Penalties. Value and gradient come from one pass over row tiles; what a tile needs is
     overwritten by the next one, and ``W`` is read, or dequantised, a tile at a time. With ``β = 0`` it is not read.
     From a share of the rows this is an unbiased estimate of value and gradient.
 

@@ -32,11 +32,11 @@ _DEAD = (
 
 
 class GuardPenalty:
-    """``λ_A‖F^½ΔW_A‖² + λ_T‖H^½ΔW_T‖² + λ_NC[α E_RM + (1 − α) E_geo]`` (alignguard.md, Penalties).
+    """``λ_A‖F^½ΔW_A‖² + λ_T‖H^½ΔW_T‖² + λ_NC[α E_RM + (1 − α) E_geo]`` (docs/adapting.md, Penalties).
 
     The first three terms are energies, summed over layers: they vanish with the update, their gradients too. ``E_geo``
     is an angle, which does not, and whose gradient grows as ``1/‖ΔW‖``; it is the mean over the layers that have a
-    subspace, so that it stays in [0, 1] however many there are. The sum over layers that alignguard.md names outweighs
+    subspace, so that it stays in [0, 1] however many there are. The sum over layers of the method as stated outweighs
     the task where a young update meets many layers (docs/results.md).
 
     Every term but ``E_RM`` is computed on the factors; ``E_RM`` goes through row tiles. No ``(m, n)`` tensor outlives a

@@ -9,7 +9,7 @@ from loralign.guard.penalties.split import LayerStack, Parts
 
 
 def stability_term(stack: LayerStack, parts: Parts, weight: float, cotangents: Cotangents | None) -> Tensor:
-    """``‖H^½ΔW_T‖² = s² tr(B_Tᵀ S_out B_T · A S_in Aᵀ)``, ``(L,)`` float64 (alignguard.md, Penalties).
+    """``‖H^½ΔW_T‖² = s² tr(B_Tᵀ S_out B_T · A S_in Aᵀ)``, ``(L,)`` float64 (docs/adapting.md, Penalties).
 
     Without curvature both ``S`` are the identity; the diagonal form has a diagonal ``S_out`` and ``S_in = I``; the
     Kronecker form has both. Of a layer without a subspace the whole update is the task's, ``ΔW_T = ΔW``.
