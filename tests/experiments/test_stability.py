@@ -9,12 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from loralign.errors import DataError
-from loralign.experiments.agreement import update_agreement
+from loralign.experiments.agreement import Agreement
 from loralign.experiments.cell import base_settings
 from loralign.experiments.stability import stability_finding, subspace_agreements
 from loralign.experiments.subspaces import SubspaceSpec
 from loralign.experiments.task_halves import task_halves
-from loralign.guard import AlignmentSubspace, SubspaceInfo
 from loralign.runs import parse_adapt_recipe
 from loralign.runs.adapt import load_task_split
 from tests.cli.conftest import assert_refused
@@ -73,7 +72,7 @@ def test_the_command_compares_subspaces_and_updates(loralign: Any, adapting: lis
     assert {name: data.count(name) for name in data} == {
         **{"task.jsonl": 4, "first-half.jsonl": 4, "second-half.jsonl": 4}
     }
-    assert "ΔW_A of halves is of two adapters with the same seed" in Path(told["table"]).read_text()
+    assert "of halves is of two adapters with the same seed" in Path(told["table"]).read_text()
 
 
 def test_halves_have_no_sample_in_common_and_are_scored_on_what_the_whole_is_scored_on(
@@ -98,7 +97,7 @@ def test_halves_have_no_sample_in_common_and_are_scored_on_what_the_whole_is_sco
 
 
 def test_an_arm_without_two_adapters_is_said_to_be_without() -> None:
-    found = [update_agreement(name, {}, AlignmentSubspace({}, SubspaceInfo(model="tiny")), "hard") for name in "ab"]
+    found = [Agreement(name, pairs, {}) for name, pairs in (("a", {}), ("b", {"0 and 1": {}}))]
     notes = stability_finding(found, [], 0.85).page.notes
     assert notes[:2] == [f"{name}: no two adapters to compare have a part in the subspace." for name in "ab"]
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,11 @@ def test_a_sweep_finds_a_front_and_neither_it_nor_a_search_of_the_same_points_ru
         assert once.out == twice.out
         assert "[3/3]" in once.err
         assert "[0/3]" not in twice.err
+        # Results of the grid are not touched, and more trials of a search take the place of fewer.
+        more = loralign(*search[:-1], "4")
+        places = [one.err.splitlines()[-1].partition("these results are in ")[2] for one in (once, twice, more)]
+        assert re.fullmatch(r"out/results/sweep-adapt-[0-9a-f]{8}", places[0])
+        assert places == [places[0]] * 3
     assert cells(tmp_path / "out") == before
 
 
@@ -143,9 +149,9 @@ def searching(adapting: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(Measures, "check", lambda self: None)
     base: CellSettings = base_settings("adapt", [*adapting, "--guard", "none"])
 
-    def search(measures: Measures | None = None, **changes: Any) -> Any:
+    def search(measured: Measures | None = None, **changes: Any) -> Any:
         plan = {"space": parse_space("adapt", ["lora_r=4:8"]), "measures": ("drift", "task_gain"), "sampler": "tpe"}
-        options = ExperimentOptions(tmp_path / "out", seeds=(0, 1), measures=measures or Measures())
+        options = ExperimentOptions(tmp_path / "out", seeds=(0, 1), measures=measured or Measures())
         return run_search("search", "adapt", base, SearchPlan(**{**plan, "trials": 6, **changes}), options)
 
     search.ran = ran
@@ -170,11 +176,13 @@ def test_a_failed_seed_fails_its_trial_and_the_search_goes_on(searching: Any) ->
 
 
 def test_a_search_that_measures_something_else_asks_its_own_trials(searching: Any) -> None:
-    searching()
-    before = list(searching.ran)
+    searching(trials=12)
+    whole = {cell for cell in searching.ran if cell[0] < 6}
+    assert whole
+    searching.ran.clear()
     # Every cell that did not fail has something to measure, and the values of trials need not be the same.
-    searching(measures=Measures(tasks=("mmlu",)))
-    assert searching.ran[len(before) :] == [(rank, seed) for rank, seed in before if rank < 6]
+    searching(trials=12, measured=Measures(tasks=("mmlu",)))
+    assert set(searching.ran) == whole
 
 
 def test_a_measure_that_trials_lack_ends_the_search_at_once(searching: Any) -> None:

@@ -21,7 +21,12 @@ CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "help_optio
 
 
 def run_experiment(
-    name: str, own: type[T], command: Any, arguments: Sequence[str], act: Callable[[Any, Any], Any]
+    name: str,
+    own: type[T],
+    command: Any,
+    arguments: Sequence[str],
+    act: Callable[[Any, Any], Any],
+    grows: Sequence[str] = (),
 ) -> None:
     """Parse, run, write and print an experiment.
 
@@ -31,6 +36,7 @@ def run_experiment(
         command: that its cells run, ``align`` or ``adapt``.
         arguments: the words after the name.
         act: from the parsed recipe and the options to the finding.
+        grows: own settings that only say how far it goes on, so that results of more take the place of those of less.
     """
     words = [word for word in arguments if word != "--json"]
     if {"--help", "-h"} & set(words):
@@ -39,6 +45,7 @@ def run_experiment(
     try:
         from loralign.experiments.arguments import parse_experiment
         from loralign.experiments.finding import PAGE, RESULTS, TABLE
+        from loralign.experiments.questions import question, results_directory
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"{error.name} is not installed", place=name, fix="pip install 'loralign[experiments]'"
@@ -55,8 +62,13 @@ def run_experiment(
         raise
     for helper in helpers:
         helper.wait()
-    directory = options.output / "results" / name.replace(" ", "-")
+    usual = name.replace(" ", "-")
+    decisive = {key: value for key, value in vars(recipe.own).items() if key not in grows}
+    directory = results_directory(options.output, usual, question(decisive, options.seeds, recipe.base))
     finding.write(directory)
+    if directory.name != usual:
+        others = f"{directory.with_name(usual)} holds what was found with other arms, seeds or settings"
+        typer.echo(f"{others}, and is left as it is; these results are in {directory}", err=True)
     if len(words) < len(arguments):
         files = {"page": PAGE, "table": TABLE, "results": RESULTS}
         places = {key: str(directory / file) for key, file in files.items()}

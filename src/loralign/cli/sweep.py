@@ -86,4 +86,4 @@ def sweep(context: typer.Context) -> None:
         reference = (own.reference[0], own.reference[1]) if own.reference else None
         return run(command, recipe.base, options, plan, Wanted(own.budget, own.keep, reference))
 
-    run_experiment(f"sweep {command}", SweepArguments, command, words, act)
+    run_experiment(f"sweep {command}", SweepArguments, command, words, act, grows=("trials",))

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from loralign.experiments.ablation import align_arms, chosen, guard_arms
 from loralign.experiments.cell import CellSettings, Command
+from loralign.experiments.early_stopping import STOPPED_NOTE, missed_notes, stopped_table, stoppings
 from loralign.experiments.experiment import ArmResult, ExperimentOptions, run_arms, start_of
 from loralign.experiments.facts import interval_note, run_facts
 from loralign.experiments.finding import (
+    REDUCTION,
     Finding,
     arm_scores,
     difference_scores,
@@ -26,10 +28,14 @@ from loralign.experiments.outcomes import LEGEND, measure
 from loralign.experiments.subspaces import SubspaceSpec, estimated
 from loralign.report.experiment import ExperimentPage
 
-_TRADES = {"adapt": (("retention", "task_gain"), ("drift", "task_gain")), "align": (("reference_drift", "accuracy"),)}
+_TRADES = {
+    "adapt": (("retention", "task_gain"), ("drift", "task_gain")),
+    "align": (("reference_drift", "accuracy"), ("drift", "accuracy")),
+}
+_GAIN = {"adapt": "task gain", "align": "accuracy"}
 _REFERENCE = {"adapt": "plain", "align": "uniform"}
 _REDUCTION = (
-    "Drift reduction is 1 − drift / drift of plain, seeds and samples paired. Read it beside the task gain: an arm "
+    "Drift reduction is 1 − drift / drift of {reference}, seeds and samples paired. Read it beside the {gain}: an arm "
     "that learns less drifts less."
 )
 _HEADLINE = {"adapt": ("retention", "task_gain"), "align": ("accuracy", "reference_drift")}
@@ -71,9 +77,14 @@ def side_by_side(title: str, command: Command, results: Sequence[ArmResult]) -> 
     reference = _REFERENCE[command]
     tables = [("Arms", score_table(scores))]
     differences = difference_scores(results, reference)
+    reduced = any(one.measure == REDUCTION for one in differences)
     table = difference_table(differences, reference)
     if table is not None:
         tables.append((f"Differences to {reference}, paired", table))
+    stopped = stoppings(results, reference) if command == "adapt" else []
+    early = stopped_table(stopped)
+    if early is not None:
+        tables.append((f"Against {reference} stopped at the same task loss", early))
     charts = [trade(scores, across, up, number=number) for number, (across, up) in enumerate(_TRADES[command])]
     page = ExperimentPage(
         title=title,
@@ -85,11 +96,13 @@ def side_by_side(title: str, command: Command, results: Sequence[ArmResult]) -> 
             *failure_notes(results),
             *lacking_notes(results, reference),
             LEGEND,
-            *([_REDUCTION] if command == "adapt" else []),
+            *([_REDUCTION.format(reference=reference, gain=_GAIN[command])] if reduced else []),
+            *([STOPPED_NOTE] if early is not None else []),
+            *missed_notes(stopped),
             interval_note(results),
         ],
     )
-    return Finding(page, score_columns([*scores, *differences]))
+    return Finding(page, score_columns([*scores, *differences, *(score for one in stopped for score in one.scores())]))
 
 
 def _headline(results: Sequence[ArmResult], command: Command) -> str:

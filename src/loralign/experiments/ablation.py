@@ -53,7 +53,7 @@ def _refinement_steps(base: Mapping[str, Any]) -> int:
 
 
 def guard_arms(base: Mapping[str, Any]) -> list[Arm]:
-    """The ladder of alignguard.md, each collision term taken away alone, and the projections.
+    """The ladder of docs/adapting.md, each collision term taken away alone, and the projections.
 
     The ladder adds one term after the other with the base recipe's own weights: task loss, alignment, stability,
     Riemannian overlap, geodesic; the last is the full method. ``full − overlap`` and ``full − geodesic`` remove one

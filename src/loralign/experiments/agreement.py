@@ -66,15 +66,12 @@ def _roots(values: Mapping[str, float]) -> dict[str, float]:
 
 def update_agreement(
     name: str,
-    adapters: Mapping[int, Mapping[str, SavedFactors]],
+    pairs: Mapping[str, tuple[Mapping[str, SavedFactors], Mapping[str, SavedFactors]]],
     subspace: AlignmentSubspace,
     projection: Projection,
 ) -> Agreement:
-    """Cosine of the alignment-critical parts of every two adapters, by seed; chance gives 0."""
-    found = {
-        pair: update_similarities(first, second, subspace, projection)
-        for pair, (first, second) in seed_pairs(adapters).items()
-    }
+    """Cosine of the alignment-critical parts of pairs of adapters; chance gives 0."""
+    found = {pair: update_similarities(*both, subspace, projection) for pair, both in pairs.items()}
     return Agreement(name, found, dict.fromkeys(subspace.layers, 0.0))
 
 

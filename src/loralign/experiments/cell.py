@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from loralign import __version__
 from loralign.errors import ConfigError
-from loralign.experiments.contents import contents_digest
+from loralign.experiments.contents import known_by_content
+from loralign.experiments.measurement import Measurement
 from loralign.runs import parse_adapt_recipe, parse_recipe
 from loralign.runs.adapt_recipe import ADAPT, AdaptRecipe
 from loralign.runs.recipe import ALIGN, Recipe
@@ -52,13 +52,14 @@ class Cell:
     Attributes:
         command: ``align`` or ``adapt``.
         settings: every field of the recipe but those that say where the run goes, as plain values; ``seed`` among them.
-        measures: what is measured of the finished adapter beside the run's own scores, as plain values.
-        fingerprint: hexadecimal, of all of these, of the contents of the files that they name, and of the version.
+        measures: what is measured of the finished adapter beside the run's own scores; no part of the fingerprint.
+        fingerprint: hexadecimal, of all that trains the adapter: command, settings, the contents of the files that they
+            name, processes, and the version.
     """
 
     command: Command
     settings: Mapping[str, Any]
-    measures: Mapping[str, Any] = field(default_factory=dict)
+    measures: tuple[Measurement, ...] = ()
     fingerprint: str = ""
 
     @property
@@ -112,7 +113,7 @@ def make_cell(
     base: Mapping[str, Any],
     overrides: Mapping[str, Any],
     seed: int,
-    measures: Mapping[str, Any] | None = None,
+    measures: Sequence[Measurement] = (),
     accelerate: Sequence[str] | None = None,
 ) -> Cell:
     """A cell from a base recipe and what is different in it.
@@ -125,7 +126,7 @@ def make_cell(
         base: :func:`base_settings`.
         overrides: recipe fields and their values here; ``None`` takes a field back to its default.
         seed: of the run.
-        measures: what else is measured.
+        measures: what is measured beside the run's own scores.
         accelerate: words after ``accelerate launch``, since the number of processes is part of the batch; ``None``
             where the cell runs without it.
 
@@ -135,16 +136,17 @@ def make_cell(
     kept = {name: value for name, value in base.items() if name not in overrides}
     # Overrides go in as flags, which are read as their fields are typed: a space's values are text.
     resolved = flat_settings(_parse(command, _flags(overrides), {**kept, _SEED: seed}))
-    measures = dict(measures or {})
     identity = {
         "command": command,
-        "settings": _known_by_content(_without_idle(resolved), _PLACES),
-        "measures": _known_by_content(measures, tuple(measures)),
+        "settings": {
+            name: known_by_content(value) if name in _PLACES else value
+            for name, value in _without_idle(resolved).items()
+        },
         "accelerate": None if accelerate is None else list(accelerate),
         "version": __version__,
     }
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-    return Cell(command, resolved, measures, hashlib.sha256(text.encode()).hexdigest())
+    return Cell(command, resolved, tuple(measures), hashlib.sha256(text.encode()).hexdigest())
 
 
 def recipe_of(cell: Cell, output_dir: str) -> Recipe | AdaptRecipe:
@@ -182,21 +184,3 @@ def _flags(overrides: Mapping[str, Any]) -> list[str]:
 def _without_idle(settings: Mapping[str, Any]) -> CellSettings:
     idle = _OF_A_GUARD if settings.get("guard") == "none" else set()
     return {name: value for name, value in settings.items() if name not in idle}
-
-
-def _known_by_content(settings: Mapping[str, Any], places: Sequence[str]) -> CellSettings:
-    """The settings with the digest of its content in place of the name of whatever is on this machine."""
-    return {name: _digests(value) if name in places else value for name, value in settings.items()}
-
-
-def _digests(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_digests(one) for one in value]
-    if not isinstance(value, str):
-        return value
-    digest = contents_digest(value)
-    if digest is None:
-        return value
-    # NAME=PLACE: the name stays.
-    name = value.partition("=")[0] if "=" in value and not Path(value).exists() else ""
-    return f"{name}=sha256:{digest}"

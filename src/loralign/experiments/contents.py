@@ -6,6 +6,7 @@ import glob
 import hashlib
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 _BLOCK = 2**20
 
@@ -31,6 +32,24 @@ def contents_digest(place: str) -> str | None:
                 total.update(f"{name}\0{_file_digest(str(path), status.st_mtime_ns, status.st_size)}\n".encode())
             return total.hexdigest()
     return None
+
+
+def known_by_content(value: Any) -> Any:
+    """A setting's value with the digest of its content in place of the name of whatever is on this machine.
+
+    Args:
+        value: a plain value, or a list of such.
+    """
+    if isinstance(value, list | tuple):
+        return [known_by_content(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    digest = contents_digest(value)
+    if digest is None:
+        return value
+    # NAME=PLACE: the name stays.
+    name = value.partition("=")[0] if "=" in value and not Path(value).exists() else ""
+    return f"{name}=sha256:{digest}"
 
 
 def _files(place: str) -> list[tuple[str, Path]]:

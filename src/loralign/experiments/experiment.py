@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ class ExperimentOptions:
         Raises:
             ConfigError: as :func:`~loralign.experiments.cell.make_cell`.
         """
-        return make_cell(command, base, overrides, seed, self.measures.to_json(), self.launcher.accelerate)
+        return make_cell(command, base, overrides, seed, self.measures.asked(), self.launcher.accelerate)
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -159,9 +159,11 @@ def run_arms(
     return [_collect(store, arm, {seed: cells[arm.name, seed] for seed in options.seeds}) for arm in arms]
 
 
-def study_name(name: str, cells: Iterable[Cell]) -> str:
-    """The name under which workers find each other: another for other cells."""
-    digest = hashlib.sha256(json.dumps(sorted(cell.fingerprint for cell in cells)).encode()).hexdigest()
+def study_name(name: str, cells: Collection[Cell]) -> str:
+    """The name under which workers find each other: another for other cells, or where other things are measured."""
+    measured = {one.fingerprint for cell in cells for one in cell.measures}
+    identity = [sorted(cell.fingerprint for cell in cells), sorted(measured)]
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     return f"{name}-{digest[:12]}"
 
 

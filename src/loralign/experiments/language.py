@@ -94,5 +94,5 @@ def read_language(file: Path) -> LanguageLosses:
         return LanguageLosses(tuple(before), tuple(after), int(parameters[0]))
     except (ArrowException, OSError, KeyError, IndexError, TypeError) as error:
         raise StateError(
-            f"cannot be read: {error}", place=str(file), fix="remove the cell's directory to run it again"
+            f"cannot be read: {error}", place=str(file), fix="remove its directory to measure it again"
         ) from error

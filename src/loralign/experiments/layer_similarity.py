@@ -32,7 +32,7 @@ def update_similarity(
 ) -> float | None:
     """Cosine of the alignment-critical parts of two updates, ``⟨ΔW_A, ΔW_A'⟩ / (‖ΔW_A‖‖ΔW_A'‖)`` in -1 to 1.
 
-    ``ΔW_A = P_A ΔW`` with ``P_A = U diag(c) Uᵀ`` (alignguard.md, Decomposition). With ``M = diag(c) UᵀB (q, r)`` and
+    ``ΔW_A = P_A ΔW`` with ``P_A = U diag(c) Uᵀ`` (docs/adapting.md, Parts). With ``M = diag(c) UᵀB (q, r)`` and
     orthonormal ``U``, the inner product is ``s s' tr((MᵀM')(A'Aᵀ))``: matrices of the ranks' sizes only, in float64.
     The scalings ``s`` are positive and cancel. Independent random updates have 0 on average.
 

@@ -13,12 +13,21 @@ from typing import Any
 
 from filelock import FileLock
 
-from loralign.data.driftcheck import load_driftcheck
-from loralign.errors import ConfigError
+from loralign.data.alignment import LABELS
+from loralign.data.driftcheck import DriftPrompt, load_driftcheck
+from loralign.errors import ConfigError, DataError
 from loralign.experiments.cell import Cell
 from loralign.experiments.contents import contents_digest
 from loralign.experiments.language import language_rows, score_language
-from loralign.experiments.store import CHECK_DIRECTORY, LANGUAGE_FILE, RUN_DIRECTORY, TASKS_FILE
+from loralign.experiments.measurement import Measurement, make_measurement
+from loralign.experiments.store import (
+    CHECK_DIRECTORY,
+    LANGUAGE_FILE,
+    RUN_DIRECTORY,
+    TASKS_FILE,
+    CellStore,
+    measure_place,
+)
 from loralign.models.dtype import DtypeName
 from loralign.runs.driftcheck import BASELINE, check_drift, is_run
 from loralign.runs.driftcheck_options import CheckOptions, CheckSubject
@@ -28,8 +37,6 @@ from loralign.runs.task_scores import score_tasks, task_specs
 logger = logging.getLogger(__name__)
 
 STARTS = "starts"
-# Settings of a recipe that measuring cannot follow, and what it loads in their place.
-_UNFOLLOWED = {"load_in_4bit": "the unquantised base", "revision": "the main revision of the base"}
 
 
 @dataclass(frozen=True)
@@ -67,94 +74,101 @@ class Measures:
 
         Raises:
             ConfigError: a task is unknown or named twice, or the harness is not installed.
-            DataError: a file cannot be read.
+            DataError: a file cannot be read, or fewer than two of the prompts to be asked are unsafe, or safe.
         """
         if self.driftcheck is not None:
-            load_driftcheck(self.driftcheck)
+            _check_prompts(self.driftcheck, CheckOptions(prompts=self.prompts).chosen(load_driftcheck(self.driftcheck)))
         if self.language:
             language_rows(self.language, self.language_samples)
         if self.tasks:
             task_specs(self.tasks)
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain values; nothing where nothing is measured."""
-        values: dict[str, Any] = {"driftcheck": self.driftcheck, "tasks": list(self.tasks) or None}
+    def asked(self) -> tuple[Measurement, ...]:
+        """Each with its fingerprint; every task by itself, so that one more leaves the others as they are."""
+        found = []
         if self.driftcheck is not None:
-            values["prompts"] = self.prompts
-        if self.tasks and self.task_limit is not None:
-            values["task_limit"] = self.task_limit
+            found.append(make_measurement("driftcheck", {"set": self.driftcheck, "prompts": self.prompts}))
         if self.language:
-            values |= {"language": list(self.language), "language_samples": self.language_samples}
-        return {name: value for name, value in values.items() if value is not None}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Measures:
-        """What :meth:`to_json` gave."""
-        lists = {name: tuple(values.get(name, ())) for name in ("tasks", "language")}
-        return cls(**{**values, **lists})
+            found.append(make_measurement("language", {"text": list(self.language), "samples": self.language_samples}))
+        found += [make_measurement("task", {"task": task, "limit": self.task_limit}) for task in self.tasks]
+        return tuple(found)
 
 
-def measure_cell(cell: Cell, place: Path, store: Path) -> None:
-    """Measure the adapter that a cell's run left, what was measured before left out.
-
-    Base weights are of the recipe's ``dtype``. They are never quantised, and of a hub model those of its main revision:
-    a warning says so where the recipe trains on others. Tasks have the same solved examples whatever the cell's seed,
-    and only the adapter is scored on them.
-
-    Args:
-        cell: with its measures.
-        place: its directory.
-        store: of all cells, where starts are kept.
+def _check_prompts(place: str, asked: Sequence[DriftPrompt]) -> None:
+    """Make sure that there is something to say of either label; one prompt has no interval.
 
     Raises:
-        LoralignError: any fault of the set, the text, the tasks or the adapter.
+        DataError: fewer than two prompts have a label.
     """
-    measures = Measures.from_json(dict(cell.measures))
-    adapter = place / RUN_DIRECTORY / ADAPTER
-    start = cell.settings.get("adapter") or cell.settings.get("model")
+    for label in LABELS:
+        count = sum(prompt.label == label for prompt in asked)
+        if count < 2:
+            raise DataError(
+                f"{count} of the {len(asked)} prompts asked of the test part are {label}, which is too few",
+                place=place,
+                fix="raise --driftcheck_prompts, or build a larger set",
+            )
+
+
+def measure_cell(store: CellStore, cell: Cell, one: Measurement) -> None:
+    """Measure one thing of the adapter that a cell's run left; what an interrupted call has done of it is not repeated.
+
+    Base weights are of the recipe's ``dtype`` and ``revision``. They are never quantised: a warning says so where the
+    recipe trains on such. Tasks have the same solved examples whatever the cell's seed, and only the adapter is scored
+    on them.
+
+    Args:
+        store: of all cells, where starts are kept.
+        cell: whose run is finished.
+        one: to be measured.
+
+    Raises:
+        LoralignError: any fault of the set, the text, the task or the adapter.
+    """
+    adapter, place = store.place(cell) / RUN_DIRECTORY / ADAPTER, measure_place(store.place(cell), one)
+    place.mkdir(parents=True, exist_ok=True)
     dtype: DtypeName = cell.settings.get("dtype") or "auto"
-    if measures != Measures():
-        _warn_of_another_base(cell)
-    if measures.driftcheck is not None and not is_run(place / CHECK_DIRECTORY / BASELINE):
-        options = CheckOptions(prompts=measures.prompts, toxicity="none", dtype=dtype, seed=0)
-        before = _start_check(store, start, measures.driftcheck, options)
+    if cell.settings.get("load_in_4bit"):
+        logger.warning("load_in_4bit is set, but the %s is of the unquantised base", one.kind)
+    if one.kind == "driftcheck":
+        options = CheckOptions(prompts=one.settings["prompts"], toxicity="none", dtype=dtype, seed=0)
+        before = _start_check(store.directory, _start(cell), one.settings["set"], options)
         check = place / CHECK_DIRECTORY
         if not is_run(check):
-            check_drift(CheckSubject(str(adapter)), measures.driftcheck, check, options, baseline=str(before))
+            check_drift(CheckSubject(str(adapter)), one.settings["set"], check, options, baseline=str(before))
         # So that a cell can be read without its start.
         shutil.copytree(before, check / BASELINE, dirs_exist_ok=True)
-    if measures.language and not (place / LANGUAGE_FILE).is_file():
-        rows = language_rows(measures.language, measures.language_samples)
+    elif one.kind == "language" and not (place / LANGUAGE_FILE).is_file():
+        rows = language_rows(one.settings["text"], one.settings["samples"])
         length = cell.settings.get("max_length")
         score_language(adapter, rows, place / LANGUAGE_FILE, max_length=length, dtype=dtype)
-    if measures.tasks and not (place / TASKS_FILE).is_file():
-        _score(str(adapter), measures, place / TASKS_FILE, dtype)
+    elif one.kind == "task" and not (place / TASKS_FILE).is_file():
+        # One seed for all cells: solved examples that differ between them would make their documents no longer the
+        # same.
+        score_tasks(
+            str(adapter), None, [one.settings["task"]], place / TASKS_FILE, base=False, dtype=dtype,
+            limit=one.settings["limit"], seed=0, samples=True, show_progress=False,
+        )  # fmt: skip
 
 
-def _warn_of_another_base(cell: Cell) -> None:
-    for name, loaded in _UNFOLLOWED.items():
-        if cell.settings.get(name):
-            logger.warning("%s is %s, but prompts, text and tasks are of %s", name, cell.settings[name], loaded)
+def _start(cell: Cell) -> CheckSubject:
+    """What the cell's training began with."""
+    adapter = cell.settings.get("adapter")
+    if adapter is not None:
+        return CheckSubject(adapter)
+    return CheckSubject(cell.settings.get("model"), revision=cell.settings.get("revision"))
 
 
-def _start_check(store: Path, start: str | None, prompts: str, options: CheckOptions) -> Path:
+def _start_check(store: Path, start: CheckSubject, prompts: str, options: CheckOptions) -> Path:
     """The finished run of the start on the same prompts, made by whoever comes first."""
-    identity = [start, contents_digest(start or ""), contents_digest(prompts), asdict(options)]
+    contents = [contents_digest(place) for place in (start.model or "", prompts)]
+    identity = [start.model, start.revision, *contents, asdict(options)]
     place = store / STARTS / _short(identity)
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(place.with_suffix(".lock")):
         if not is_run(place):
-            check_drift(CheckSubject(start), prompts, place, options)
+            check_drift(start, prompts, place, options)
     return place
-
-
-def _score(adapter: str, measures: Measures, target: Path, dtype: DtypeName) -> None:
-    limit = measures.task_limit
-    # One seed for all cells: solved examples that differ between them would make their documents no longer the same.
-    score_tasks(
-        adapter, None, measures.tasks, target, base=False, dtype=dtype, limit=limit, seed=0, samples=True,
-        show_progress=False,
-    )  # fmt: skip
 
 
 def _short(identity: Sequence[Any]) -> str:

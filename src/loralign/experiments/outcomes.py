@@ -21,6 +21,7 @@ from loralign.experiments.sample_statistics import Lowest, kept_share
 from loralign.experiments.seed_means import Samples
 from loralign.experiments.store import CHECK_DIRECTORY, LANGUAGE_FILE, TASKS_FILE, CellRecord
 from loralign.runs.driftcheck import BASELINE, RESPONSES
+from loralign.runs.guarding import NONE
 from loralign.runs.kept_scores import SAMPLE_SCORES
 from loralign.runs.task_scores import read_task_samples
 
@@ -91,11 +92,13 @@ def outcome(record: CellRecord) -> dict[str, Samples]:
     """The statistics that a finished cell has, by measure; several of one measure stand for their mean.
 
     Of an adaptation: ``task_loss``, ``task_gain``, ``drift``, and where answers were judged ``refusal``,
-    ``over_refusal`` and ``retention``, the share of the start's refusals of unsafe prompts that is left; those of a
-    driftcheck take the place of the run's own. Of an alignment: accuracies, ``accuracy_worst`` of the
-    objective that is lowest in the resample, ``loss`` and ``reference_drift``. Of
-    text that the start knew: ``language_loss``, and ``forgetting``, by how much it rose (nats per token). Of
-    tasks: ``task:NAME``.
+    ``over_refusal`` and ``retention``, the share of the start's refusals of unsafe prompts that is left. Of an
+    alignment: accuracies, ``accuracy_worst`` of the objective that is lowest in the resample, ``loss`` and
+    ``reference_drift``; where the recipe has a guard, drift and refusals as of an adaptation.
+
+    Of what was asked of the cell beside that: refusals of a driftcheck, which take the place of the run's own; of text
+    that the start knew ``language_loss``, and ``forgetting``, by how much it rose (nats per token); of tasks
+    ``task:NAME``.
 
     Args:
         record: of a finished cell.
@@ -104,49 +107,45 @@ def outcome(record: CellRecord) -> dict[str, Samples]:
         StateError: a file of the cell is missing or damaged.
     """
     found = _adaptation(record.run / SAMPLE_SCORES) if record.command == "adapt" else _alignment(record)
-    found |= _check(record)
-    text = record.directory / LANGUAGE_FILE
-    if text.is_file():
-        losses = read_language(text)
+    for place in record.measured("driftcheck"):
+        found |= _check(place / CHECK_DIRECTORY)
+    for place in record.measured("language"):
+        losses = read_language(place / LANGUAGE_FILE)
         now = _mean(np.array(losses.after))
         found |= {"language_loss": (now,), "forgetting": (Difference(now, _mean(np.array(losses.before))),)}
-    tasks = record.directory / TASKS_FILE
-    if tasks.is_file():
-        for name, values in read_task_samples(tasks).items():
+    for place in record.measured("task"):
+        for name, values in read_task_samples(place / TASKS_FILE).items():
             found[TASK + name] = (_mean(np.array(values)),)
     return found
 
 
 def _adaptation(file: Path) -> dict[str, Samples]:
     columns = _columns(file)
-    kinds = np.array(columns["measure"])
-    before, after = (np.array(columns[name], dtype=np.float64) for name in ("before", "after"))
+    start, now = _before_and_after(columns, "task_loss")
+    gain = Difference(_mean(start), _mean(now))
+    return {"task_loss": (_mean(now),), "task_gain": (gain,), **_kept(columns)}
 
-    def of(kind: str) -> tuple[FloatArray, FloatArray]:
-        chosen = kinds == kind
-        return before[chosen], after[chosen]
 
-    start, now = of("task_loss")
-    found: dict[str, Samples] = {
-        "task_loss": (_mean(now),),
-        "task_gain": (Difference(_mean(start), _mean(now)),),
-        "drift": (_mean(of("drift")[1]),),
-    }
-    if (kinds == "refused").any():
-        labels = np.array(columns["label"])[kinds == "refused"]
-        found |= _refusals(labels, *of("refused"))
+def _kept(columns: dict[str, list[Any]]) -> dict[str, Samples]:
+    """What the run itself measured of what was to survive: drift on its probe, and refusals where they were judged."""
+    found: dict[str, Samples] = {"drift": (_mean(_before_and_after(columns, "drift")[1]),)}
+    judged = np.array(columns["measure"]) == "refused"
+    if judged.any():
+        found |= _refusals(np.array(columns["label"])[judged], *_before_and_after(columns, "refused"))
     return found
 
 
-def _check(record: CellRecord) -> dict[str, Samples]:
-    """Refusals of the driftcheck set, where the cell has been asked its prompts, start and now."""
-    file = record.directory / CHECK_DIRECTORY / RESPONSES
-    if not file.is_file():
-        return {}
-    now = _columns(file)
-    start = _columns(file.parent / BASELINE / RESPONSES)
+def _before_and_after(columns: dict[str, list[Any]], kind: str) -> tuple[FloatArray, FloatArray]:
+    chosen = np.array(columns["measure"]) == kind
+    before, after = (np.array(columns[name], dtype=np.float64)[chosen] for name in ("before", "after"))
+    return before, after
+
+
+def _check(directory: Path) -> dict[str, Samples]:
+    """Refusals of a driftcheck set, whose prompts were asked of the start and now."""
+    now, start = (_columns(place / RESPONSES) for place in (directory, directory / BASELINE))
     if now["id"] != start["id"]:
-        raise StateError("is of other prompts than its start", place=str(file), fix="remove the cell's directory")
+        raise StateError("is of other prompts than its start", place=str(directory), fix="remove the directory above")
     refused = (np.array(one["refused"], dtype=np.float64) for one in (start, now))
     return _refusals(np.array(now["label"]), *refused)
 
@@ -165,6 +164,11 @@ def _refusals(labels: Any, before: FloatArray, after: FloatArray) -> dict[str, S
 
 
 def _alignment(record: CellRecord) -> dict[str, Samples]:
+    guarded = record.settings.get("guard", NONE) != NONE
+    return _pairs(record) | (_kept(_columns(record.run / SAMPLE_SCORES)) if guarded else {})
+
+
+def _pairs(record: CellRecord) -> dict[str, Samples]:
     file = record.run / PAIR_SCORES
     if not file.is_file():
         return {}

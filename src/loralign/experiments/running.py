@@ -10,8 +10,9 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,8 +20,9 @@ import torch
 from loralign.errors import LoralignError, StateError
 from loralign.experiments.cell import Cell, recipe_of, recipe_text
 from loralign.experiments.failure import CellFailed
+from loralign.experiments.measurement import Measurement
 from loralign.experiments.measuring import measure_cell
-from loralign.experiments.store import RUN_DIRECTORY, CellRecord, CellStore
+from loralign.experiments.store import RUN_DIRECTORY, CellRecord, CellStore, measure_place
 from loralign.files import write_text
 from loralign.runs import run_adaptation, run_alignment
 from loralign.runs.adapt_recipe import AdaptRecipe
@@ -49,10 +51,11 @@ class Launcher:
 
 
 def run_cell(store: CellStore, cell: Cell, launcher: Launcher | None = None) -> CellRecord:
-    """Run a cell unless it is finished; two workers never run the same one at the same time.
+    """Run a cell unless it is finished, and measure what is missing; two workers never have the same one at once.
 
     An interrupted cell goes on from its last whole checkpoint. Any fault, of ours, of a library's or of memory, is
-    recorded as the cell's failure.
+    recorded as the failure of the run or of the measurement. A run that is finished is trained again only where
+    something is to be measured and its adapter is gone.
 
     Args:
         store: where cells are kept.
@@ -61,6 +64,7 @@ def run_cell(store: CellStore, cell: Cell, launcher: Launcher | None = None) -> 
 
     Raises:
         CellFailed: it failed now, or before and is not to be tried again.
+        StateError: a record is damaged, or the cell's directory was removed meanwhile.
     """
     launcher = launcher or Launcher()
     with store.locked(cell):
@@ -69,25 +73,49 @@ def run_cell(store: CellStore, cell: Cell, launcher: Launcher | None = None) -> 
             if not known.finished:
                 raise CellFailed(known.error)
             return known
-        _free_memory()
-        place, began = store.place(cell), time.monotonic()
-        try:
-            _train(cell, place, launcher)
-            measure_cell(cell, place, store.directory)
-        except Exception as error:
-            reason = str(error) if isinstance(error, LoralignError) else f"{type(error).__name__}: {error}"
-            reason = " ".join(reason.split())[:_LONGEST_ERROR]
-            write_text(place / _TRACE, traceback.format_exc())
-            store.keep(cell, "failed", time.monotonic() - began, reason)
-            raise CellFailed(reason) from error
-        _tidy(place)
-        return store.keep(cell, "finished", time.monotonic() - began)
+        place, trained = store.place(cell), store.trained(cell)
+        if trained is None or not trained.finished:
+            _attempt(place, lambda: _train(cell, place, launcher), partial(store.keep, cell))
+        for one in cell.measures:
+            done = store.measured(cell, one)
+            if done is None or done.status != "finished":
+                act, keep = partial(_measure, store, cell, one, launcher), partial(store.keep_measured, cell, one)
+                _attempt(measure_place(place, one), act, keep)
+        known = store.record(cell)
+    if known is None:
+        raise StateError("is not there any more", place=str(place), fix="repeat the command")
+    return known
+
+
+def _attempt(place: Path, act: Callable[[], None], keep: Callable[..., object]) -> None:
+    """Do a part of a cell's work and keep what became of it."""
+    _free_memory()
+    began = time.monotonic()
+    try:
+        act()
+    except Exception as error:
+        reason = str(error) if isinstance(error, LoralignError) else f"{type(error).__name__}: {error}"
+        reason = " ".join(reason.split())[:_LONGEST_ERROR]
+        write_text(place / _TRACE, traceback.format_exc())
+        keep("failed", time.monotonic() - began, reason)
+        raise CellFailed(reason) from error
+    keep("finished", time.monotonic() - began)
+
+
+def _measure(store: CellStore, cell: Cell, one: Measurement, launcher: Launcher) -> None:
+    # The adapter may have been removed since, to save space.
+    _train(cell, store.place(cell), launcher)
+    measure_cell(store, cell, one)
 
 
 def _train(cell: Cell, place: Path, launcher: Launcher) -> None:
+    if not _trained(place / RUN_DIRECTORY):
+        _run(cell, place, launcher)
+    _tidy(place)
+
+
+def _run(cell: Cell, place: Path, launcher: Launcher) -> None:
     directory = place / RUN_DIRECTORY
-    if _trained(directory):
-        return
     if launcher.accelerate is not None:
         recipe_file = place / _RECIPE
         write_text(recipe_file, recipe_text(cell, str(directory)))

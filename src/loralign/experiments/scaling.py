@@ -184,7 +184,8 @@ def scaling_cell(arm: ScalingArm, record: CellRecord, forgetting: Any) -> Scalin
     Raises:
         StateError: a file of the cell is damaged.
     """
-    losses = read_language(record.directory / LANGUAGE_FILE)
+    (place,) = record.measured("language")
+    losses = read_language(place / LANGUAGE_FILE)
     training = recipe_of(Cell("adapt", record.settings), str(record.run)).training
     amount = training.max_steps * training.per_device_train_batch_size * training.gradient_accumulation_steps
     file = record.run / RUN_FILE

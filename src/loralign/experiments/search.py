@@ -114,7 +114,9 @@ def _ends(space: Sequence[Parameter]) -> list[Point]:
 
 def _study_name(name: str, made: _Maker, plan: SearchPlan, options: ExperimentOptions) -> str:
     first = made.cells(_ends(plan.space)[0])
-    identity = [sorted(cell.fingerprint for cell in first.values()), plan.identity()]
+    # A trial has the values of what its worker measured.
+    measured = sorted(one.fingerprint for one in options.measures.asked())
+    identity = [sorted(cell.fingerprint for cell in first.values()), measured, plan.identity()]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     return f"{name}-{plan.sampler}-{digest}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from loralign.experiments.facts import interval_note, run_facts
 from loralign.experiments.finding import Finding, arm_scores, failure_notes, score_table
 from loralign.experiments.outcomes import LEGEND
 from loralign.experiments.subspaces import SubspaceSpec, estimated
+from loralign.experiments.task_halves import HALVES, task_halves
 from loralign.guard import AlignmentSubspace
 from loralign.guard.layer_subspace import Projection
 from loralign.models.adapter_factors import saved_factors
@@ -44,19 +45,28 @@ _NOTES = (
     "own samples, split by each seed, and have none in common.",
     "ΔW_A is the part of an adapter's update in the recipe's own subspace, the same for all adapters. The training's "
     "seed decides LoRA's first A and the order of the data.",
-    "Values are means over pairs of seeds; pairs gives the lowest and the highest of their means over layers. Chance "
+    "Values are means over pairs; pairs gives the lowest and the highest of their means over layers. Chance "
     "is what independent random ones have: √(max(q, p)/m) of subspaces of ranks q and p among m outputs, the root of "
     "the average square, and 0 of updates.",
 )
+_HALVES_NOTE = (
+    "ΔW_A of halves is of two adapters with the same seed, and so the same first A of LoRA, trained on the two halves "
+    "of the task's training samples, which have none in common and are split once, by split_seed. A recipe with "
+    "max_steps takes as many steps on a half as on the whole."
+)
+_OF_HALVES = ", halves"
 
 
-def stability(base: CellSettings, options: ExperimentOptions, *, threshold: float = THRESHOLD) -> Finding:
+def stability(
+    base: CellSettings, options: ExperimentOptions, *, threshold: float = THRESHOLD, halve_task: bool = False
+) -> Finding:
     """Compare subspaces and the ΔW_A of adapters between seeds and halves of the data, layer by layer.
 
     Args:
         base: recipe of ``loralign adapt``, of :func:`~loralign.experiments.cell.base_settings`.
         options: at least two seeds; places; measures.
         threshold: that is drawn, and that mid-to-deep layers are judged by.
+        halve_task: adapt on two disjoint halves of the task data as well, which makes three cells of one.
 
     Raises:
         ConfigError: fewer than two seeds, a threshold outside of 0 to 1.
@@ -73,15 +83,19 @@ def stability(base: CellSettings, options: ExperimentOptions, *, threshold: floa
     guard = base["guard"]
     if guard in ("auto", "none"):
         guard = str(estimated(SubspaceSpec.of(base), options.output))
-    results = run_arms("stability", "adapt", base, stability_arms(guard), options)
+    arms = stability_arms(guard, task_halves(base, options.output) if halve_task else {})
+    results = run_arms("stability", "adapt", base, arms, options)
     subspace = AlignmentSubspace.load(guard)
-    found += [update_agreement_of(one, subspace, base["guard_projection"]) for one in results if len(one.cells) > 1]
+    found += update_agreements(results, subspace, base["guard_projection"])
     return stability_finding(found, results, threshold)
 
 
-def stability_arms(guard: str) -> list[Arm]:
-    """The recipe with its guard, and without."""
-    return [Arm("guarded", {"guard": guard}), Arm("plain", {"guard": "none", "drift_budget": None})]
+def stability_arms(guard: str, halves: Mapping[str, CellSettings]) -> list[Arm]:
+    """The recipe with its guard, and without; then the same on every half of the task."""
+    whole = [Arm("guarded", {"guard": guard}), Arm("plain", {"guard": "none", "drift_budget": None})]
+    return whole + [
+        Arm(_of_half(arm.name, half), {**arm.overrides, **changes}) for arm in whole for half, changes in halves.items()
+    ]
 
 
 def subspace_agreements(spec: SubspaceSpec, seeds: Sequence[int], output: Path) -> list[Agreement]:
@@ -99,18 +113,40 @@ def subspace_agreements(spec: SubspaceSpec, seeds: Sequence[int], output: Path) 
     return [subspace_agreement("subspace, seeds", seed_pairs(seeded)), subspace_agreement("subspace, halves", halves)]
 
 
-def update_agreement_of(result: ArmResult, subspace: AlignmentSubspace, projection: Projection) -> Agreement:
-    """ΔW_A of an arm's adapters, every two seeds.
+def update_agreements(
+    results: Sequence[ArmResult], subspace: AlignmentSubspace, projection: Projection
+) -> list[Agreement]:
+    """ΔW_A of every two seeds of an arm, then of the two halves of the task, seed by seed.
+
+    Comparisons of arms that lack the adapters for them have no pairs.
+
+    Args:
+        results: of :func:`stability_arms`.
+        subspace: on which all are projected.
+        projection: of the recipe.
 
     Raises:
         AdapterError: an adapter cannot be read.
     """
-    adapters = {cell.seed: saved_factors(cell.run / ADAPTER) for cell in result.cells}
-    return update_agreement(f"ΔW_A, {result.arm.name}", adapters, subspace, projection)
+    known = {one.arm.name: {cell.seed: saved_factors(cell.run / ADAPTER) for cell in one.cells} for one in results}
+    pairs = {}
+    for name in (name for name in known if not name.endswith(HALVES)):
+        pairs[f"ΔW_A, {name}"] = seed_pairs(known[name])
+        halves = [known[arm] for arm in (_of_half(name, half) for half in HALVES) if arm in known]
+        if halves:
+            first, second = halves
+            both = {f"halves with {seed}": (first[seed], second[seed]) for seed in first if seed in second}
+            pairs[f"ΔW_A, {name}{_OF_HALVES}"] = both
+    return [update_agreement(name, both, subspace, projection) for name, both in pairs.items()]
+
+
+def _of_half(arm: str, half: str) -> str:
+    return f"{arm}, {half}"
 
 
 def stability_finding(found: Sequence[Agreement], results: Sequence[ArmResult], threshold: float) -> Finding:
     """Comparisons by depth and by kind of layer, drawn along the depth, and whether mid-to-deep layers pass."""
+    absent = [one.name for one in found if not one.layers()]
     found = [one for one in found if one.layers()]
     chart = depth_chart(
         {one.name: one.layers() for one in found},
@@ -135,8 +171,9 @@ def stability_finding(found: Sequence[Agreement], results: Sequence[ArmResult], 
         charts=[] if chart is None else [chart],
         notes=[
             *failure_notes(results),
-            *_absent(results, found),
+            *(f"{name}: no two adapters to compare have a part in the subspace." for name in absent),
             *_NOTES,
+            *([_HALVES_NOTE] if any(one.name.endswith(_OF_HALVES) for one in found) else []),
             *([LEGEND, interval_note(results)] if scores else []),
         ],
     )
@@ -161,13 +198,3 @@ def stability_headline(found: Sequence[Agreement], threshold: float) -> str:
     verdict = "all pass" if len(passed) == len(told) else f"{listing(passed)} passes" if len(passed) == 1 else ""
     verdict = verdict or (f"{listing(passed)} pass" if passed else "none passes")
     return f"Mid-to-deep layers against {significant(threshold, 2)}: {verdict}; {'; '.join(told)}."
-
-
-def _absent(results: Sequence[ArmResult], found: Sequence[Agreement]) -> list[str]:
-    """Arms that cannot be compared."""
-    known = {one.name for one in found}
-    return [
-        f"{one.arm.name}: fewer than two adapters have a part in the subspace to compare."
-        for one in results
-        if f"ΔW_A, {one.arm.name}" not in known
-    ]

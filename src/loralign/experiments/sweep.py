@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loralign.errors import ConfigError
@@ -15,6 +16,7 @@ from loralign.experiments.search_plan import SearchPlan
 from loralign.experiments.selection import Limit
 from loralign.experiments.subspaces import SubspaceSpec, estimated
 from loralign.experiments.sweep_page import swept
+from loralign.runs.guarding import NONE
 
 TRADES: dict[Command, tuple[str, str]] = {
     "adapt": ("retention", "task_gain"),
@@ -50,13 +52,7 @@ class Wanted:
     reference: Pair | None = None
 
     def limits(self, command: Command) -> list[Limit]:
-        """What a recommended point must keep to.
-
-        Raises:
-            ConfigError: a retention of an alignment, which has none.
-        """
-        if self.keep is not None and command == "align":
-            raise ConfigError("an alignment has no retention", place="--keep", fix="state a --budget of drift instead")
+        """What a recommended point must keep to."""
         stated = (Limit(_DRIFT[command], self.budget) if self.budget is not None else None,)
         kept = (Limit("retention", self.keep) if self.keep is not None else None,)
         return [one for one in stated + kept if one is not None]
@@ -78,7 +74,7 @@ def sweep(
         LoralignError: any fault of the recipe or the space; a measure that the trials do not have; every trial failed.
     """
     limits = wanted.limits(command)
-    _check_measured(base, options, plan)
+    _check_measured(command, base, options, plan, limits)
     if command == "adapt":
         base = start_of(base, options.output)
         if base["guard"] == "auto" and not _OF_SUBSPACE & {one.name for one in plan.space}:
@@ -88,16 +84,27 @@ def sweep(
     return swept(f"sweep {command}", results, plan, limits, wanted.reference)
 
 
-def _check_measured(base: CellSettings, options: ExperimentOptions, plan: SearchPlan) -> None:
+def _check_measured(
+    command: Command, base: CellSettings, options: ExperimentOptions, plan: SearchPlan, limits: Sequence[Limit]
+) -> None:
     """What no trial can have is told before the first of them, which may take hours."""
     varied = {one.name for one in plan.space}
-    judged = base.get("judged_prompts") != 0 or "judged_prompts" in varied or options.measures.driftcheck is not None
-    for key in plan.measures:
+    # An alignment has a probe where it has a guard, an adaptation always.
+    probed = command == "adapt" or base["guard"] != NONE or "guard" in varied
+    judged = probed and (base.get("judged_prompts") != 0 or "judged_prompts" in varied)
+    wanted = {"--trade": list(plan.measures), "--keep": [one.measure for one in limits]}
+    for place, key in ((place, key) for place, keys in wanted.items() for key in keys):
         if key.startswith(TASK) and not options.measures.tasks:
-            raise ConfigError("no task is scored", place=f"--trade {key}", fix="name the task with --tasks")
-        if key == "retention" and not judged:
+            raise ConfigError("no task is scored", place=f"{place} {key}", fix="name the task with --tasks")
+        if key == "retention" and not judged and options.measures.driftcheck is None:
             raise ConfigError(
                 "no answer is judged, so there is no retention",
-                place="--trade",
-                fix="set --judged_prompts or --driftcheck, or choose other measures",
+                place=place,
+                fix=f"set --judged_prompts{'' if probed else ' and --guard'} or --driftcheck, or choose other measures",
+            )
+        if key == "drift" and not probed:
+            raise ConfigError(
+                "without a guard nothing is probed, so there is no drift",
+                place=place,
+                fix="set --guard, which may only measure, or choose reference_drift",
             )

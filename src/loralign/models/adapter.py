@@ -30,7 +30,7 @@ def load_adapter(
         is_trainable: whether the adapter's factors get gradients.
 
     Returns:
-        The PEFT model, the base's tokenizer, and the base's source.
+        The PEFT model, whose configuration names the base that it is on now, the base's tokenizer, and its source.
 
     Raises:
         AdapterError: the adapter is damaged, not LoRA, pickled, not finite, incomplete, of another base, or names no
@@ -43,8 +43,7 @@ def load_adapter(
             raise AdapterError(
                 "the adapter does not name its base model", place=str(path), fix="name the base model yourself"
             )
-        revision = info.config.get("revision")
-        base = load_model(info.base_model, revision=revision if isinstance(revision, str) else None)
+        base = load_model(info.base_model, revision=info.revision)
     check_fit(info, base.model, base.source.name)
     with warnings.catch_warnings():
         # Missing keys are an error below, with the keys' names.
@@ -57,6 +56,9 @@ def load_adapter(
                 f"cannot be put on {base.source.name}: {problem}", place=str(path), fix="save the adapter again"
             ) from error
     _check_complete(model, info)
+    # The file may name another base, or another revision of it, and the adapter may be saved again.
+    config = model.peft_config["default"]
+    config.base_model_name_or_path, config.revision = base.source.name, base.source.hub_revision
     return model, base.tokenizer, base.source
 
 

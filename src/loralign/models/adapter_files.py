@@ -41,6 +41,12 @@ class AdapterInfo:
     config: dict[str, Any] = field(repr=False)
 
     @property
+    def revision(self) -> str | None:
+        """Hub revision of the base as the configuration names it, or None."""
+        revision = self.config.get("revision")
+        return revision if isinstance(revision, str) and revision else None
+
+    @property
     def parameters(self) -> int:
         """Number of values in the weights file."""
         return sum(torch.Size(shape).numel() for shape in self.shapes.values())

@@ -40,6 +40,11 @@ class ModelSource:
     name: str
     revision: str | None = None
 
+    @property
+    def hub_revision(self) -> str | None:
+        """What an adapter records beside the name: a hub model's revision, None for its main one and off the hub."""
+        return self.revision if self.kind == "hub" else None
+
 
 @dataclass(frozen=True)
 class KnownModel:

@@ -37,8 +37,7 @@ def merge_adapter(adapter: str | Path, target: Path) -> None:
     info = inspect_adapter(adapter)
     if info.base_model is None:
         raise AdapterError("the adapter does not name its base model", place=str(adapter), fix="save it again")
-    revision = info.config.get("revision")
-    loaded = load_model(info.base_model, dtype="float32", revision=revision if isinstance(revision, str) else None)
+    loaded = load_model(info.base_model, dtype="float32", revision=info.revision)
     model, tokenizer, _ = load_adapter(adapter, loaded)
     with warnings.catch_warnings():
         # PEFT leaves the adapter's configuration on the model that it unloads and warns of it later.

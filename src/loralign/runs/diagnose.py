@@ -112,10 +112,12 @@ def measuring_trainer(
         raise ConfigError(f"{pairs} pairs cannot hold {len(preferences.objectives)} objectives", place="--pairs")
     if adapter:
         recipe.run.adapter = subject
-        loaded = open_base(str(subject), recipe.run.model, recipe.run.dtype)
+        loaded = open_base(str(subject), recipe.run.model, recipe.run.dtype, recipe.run.revision)
     else:
         recipe.run.model = subject
-        loaded = load_model(subject, dtype=recipe.run.dtype, load_in_4bit=recipe.run.load_in_4bit)
+        loaded = load_model(
+            subject, dtype=recipe.run.dtype, load_in_4bit=recipe.run.load_in_4bit, revision=recipe.run.revision
+        )
     if recipe.training.max_length is not None:
         preferences, _ = limit_length(preferences, loaded.tokenizer, max_length=recipe.training.max_length)
     return make_measuring_trainer(recipe, loaded, preferences)

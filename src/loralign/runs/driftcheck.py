@@ -133,7 +133,7 @@ def _measured(
     measure = _scored if options.mode == "score" else _answered
     about = measure(opened, asked, directory, options, reference)
     record = {"version": 1, "kind": KIND, **settings, "set": {"fingerprint": settings["set"], "part": options.part}}
-    record |= {"model": subject.model, "adapter": subject.adapter, "server": subject.server, **about}
+    record |= {**asdict(subject), **about}
     write_json(
         directory / RUN,
         {**record, "options": asdict(options), "created": datetime.now(UTC).isoformat(timespec="seconds")},

@@ -22,11 +22,13 @@ class CheckSubject:
         model: a model, or an adapter that names its base.
         adapter: on top of ``model``.
         server: address of an OpenAI-compatible chat server; ``model`` is then the name that it serves.
+        revision: of ``model`` on the hub; an adapter names that of its base itself.
     """
 
     model: str | None = None
     adapter: str | None = None
     server: str | None = None
+    revision: str | None = None
 
     @property
     def name(self) -> str:

@@ -36,7 +36,7 @@ def open_subject(opened: Opened, options: CheckOptions) -> Local:
     if subject.server is not None:
         raise ConfigError("a server gives no log-probabilities", place="--mode", fix="use generate")
     if opened.local is None:
-        opened.local = open_local(subject.model, subject.adapter, options.dtype)
+        opened.local = open_local(subject.model, subject.adapter, options.dtype, subject.revision)
     return opened.local
 
 

@@ -133,7 +133,7 @@ def _validation(recipe: Recipe, train: Preferences) -> Preferences | None:
 
 
 def lora_config(run: RunArguments, loaded: LoadedModel) -> LoraConfig:
-    """The LoRA configuration of a recipe.
+    """The LoRA configuration of a recipe, with the revision of the base, which is loaded again by it.
 
     Raises:
         ConfigError: target modules that match nothing.
@@ -147,6 +147,7 @@ def lora_config(run: RunArguments, loaded: LoadedModel) -> LoraConfig:
         use_rslora=run.use_rslora,
         target_modules="all-linear" if modules == ["all-linear"] else modules,
         task_type="CAUSAL_LM",
+        revision=loaded.source.hub_revision,
     )
 
 

@@ -15,7 +15,7 @@ from loralign.evaluation.tasks.harness import Task, check_tasks, task_scores
 from loralign.evaluation.tasks.local import local_task
 from loralign.evaluation.tasks.scores import TaskScores, metric_name
 from loralign.files import write_json, write_text
-from loralign.models import LoadedModel, is_adapter, load_adapter, load_model, load_start
+from loralign.models import LoadedModel, is_adapter, load_adapter, load_start
 from loralign.models.dtype import DtypeName
 from loralign.runs.environment import describe_environment, onto_device
 from loralign.runs.opening import open_base
@@ -190,9 +190,9 @@ def task_specs(tasks: Sequence[str], examples: Sequence[str] = (), num_fewshot: 
 
 
 def _open(start: str | None, adapter: str | Path | None, dtype: DtypeName) -> LoadedModel:
-    if adapter is not None and start is None:
-        return onto_device(open_base(adapter, None, dtype))
-    return onto_device(load_start(start, dtype=dtype) if is_adapter(start) else load_model(start, dtype=dtype))
+    if adapter is not None and not is_adapter(start):
+        return onto_device(open_base(adapter, start, dtype))
+    return onto_device(load_start(start, dtype=dtype))
 
 
 def _networks(loaded: LoadedModel, adapter: str | Path | None, base: bool, merged: bool) -> Iterator[tuple[str, Any]]:
