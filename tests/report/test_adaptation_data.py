@@ -23,6 +23,13 @@ from tests.report.adaptation_runs import BUDGET, CATEGORIES, about, guard_record
 from tests.report.conftest import LAYERS, write_lines
 
 
+def test_a_log_that_ends_before_the_run_does_not_shorten_it(adaptation_directory: Path) -> None:
+    file = adaptation_directory / "run.json"
+    for recorded, taken in ((62, 62), (0, 60), ("many", 60)):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "steps": recorded}))
+        assert load_adaptation(adaptation_directory).taken == taken
+
+
 def test_a_whole_run_is_read_without_a_complaint(adaptation_directory: Path) -> None:
     run = load_adaptation(adaptation_directory)
     assert run.notes == ()

@@ -109,6 +109,8 @@ def quieten() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # An adapter names its base as any machine knows it, which PEFT looks for as a directory whenever it saves.
+    warnings.filterwarnings("ignore", message="Could not find a config file in", category=UserWarning)
     for pattern in (".*gradient_checkpointing.*", ".*is_gradient_checkpointing.*"):
         # Names that transformers has renamed and that TRL and PEFT still use.
         warnings.filterwarnings("ignore", message=pattern, category=FutureWarning)

@@ -51,7 +51,7 @@ def read_guarded(directory: Path, about: Mapping[str, Any], scores: Mapping[str,
     settings = mapping(config.get("guard"))
     guard = str(about.get("guard", mapping(config.get("run")).get("guard", "unknown")))
     budget = number(settings.get("drift_budget"))
-    found = read_guard_scores(scores)
+    found, steps = read_guard_scores(scores), number(about.get("steps"))
     return GuardedRun(
         guard=guard,
         mode=guard if guard in ("none", "unknown") else str(settings.get("guard_mode", "unknown")),
@@ -70,6 +70,7 @@ def read_guarded(directory: Path, about: Mapping[str, Any], scores: Mapping[str,
         scores=found if any(value is not None for value in vars(found).values()) else None,
         config=config,
         data=mapping(about.get("data")),
+        recorded=None if steps is None else int(steps),
     )
 
 

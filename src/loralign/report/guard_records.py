@@ -148,6 +148,7 @@ class GuardedRun:
         held_back: the loss of held-back task samples that the monitors watch.
         guard_steps, probes, reestimates, refusals, warnings: what happened, by ascending step.
         scores: ``None`` until the run has finished, and where it scored none of this.
+        recorded: optimiser steps taken as the run itself says, ``None`` where it does not.
         config, data: nested settings as written by the run.
     """
 
@@ -165,6 +166,7 @@ class GuardedRun:
     scores: GuardScores | None
     config: dict[str, Any]
     data: dict[str, Any]
+    recorded: int | None
 
     @property
     def measured(self) -> tuple[Probe, ...]:
@@ -174,5 +176,7 @@ class GuardedRun:
     @property
     def taken(self) -> int | None:
         """Optimiser steps that are known to have been taken, ``None`` without any record of one."""
-        last = [records[-1].step for records in (self.steps, self.guard_steps, self.probes) if records]
-        return max(last) + 1 if last else None
+        # A log with a line every few steps ends before the run does; and an interrupted run says what it began with.
+        known = [records[-1].step + 1 for records in (self.steps, self.guard_steps, self.probes) if records]
+        known += [self.recorded] if self.recorded else []
+        return max(known) if known else None

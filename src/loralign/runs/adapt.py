@@ -241,6 +241,7 @@ def _description(recipe: AdaptRecipe, prepared: PreparedAdaptation, started: flo
             **probe_facts(prepared.guard, prepared.shared),
         },
         "environment": describe_environment(prepared.trainer.model),
+        "steps": prepared.trainer.state.global_step,
         "seconds": time.monotonic() - started,
         "seed": recipe.training.seed,
         "status": status,
