@@ -238,6 +238,9 @@ def test_step_inner_is_the_directional_derivative():
         for layer in capture.layers
     ]
     got = capture.step_inner(steps, normalise="mean")
+    # As captured, every objective counts by its share of the batch's samples.
+    shares = torch.stack([(objective == IDS).double().mean() for objective in range(3)])
+    torch.testing.assert_close(capture.step_inner(steps), got * shares)
 
     losses = zoo.sample_losses(model, inputs)
     expected = [

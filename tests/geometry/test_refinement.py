@@ -18,10 +18,10 @@ def _loss(model, inputs):
     return zoo.sample_losses(model, inputs).mean()
 
 
-def _captured(model, inputs, **options):
+def _captured(model, inputs, ids=IDS, **options):
     capture = GradientCapture(model, zoo.OBJECTIVES, **options)
     loss = _loss(model, inputs)
-    with capture(IDS):
+    with capture(ids):
         loss.backward()
     model.zero_grad()
     return capture
@@ -72,10 +72,12 @@ def test_informed_start_keeps_the_function_and_raises_attenuation(mode):
         assert after > 1.3 * report.attenuation_before[objective]
 
 
-def test_exact_gradient_start_is_the_best_row_space_of_the_mixture():
+@pytest.mark.parametrize("ids", [IDS, torch.tensor([0, 0, 0, 0, 1, 2])], ids=["alike", "unequal"])
+def test_exact_gradient_start_is_the_best_row_space_of_the_mixture(ids):
+    """Of the objectives' own mean gradients, however many of the batch's samples each of them has."""
     model = zoo.lora_model(trained=False)
     inputs = zoo.batch()
-    capture = _captured(model, inputs, exact=True)
+    capture = _captured(model, inputs, ids, exact=True)
     expected = [torch.linalg.svd((g / capture.shares[:, None, None]).sum(dim=0)).Vh[:4] for g in capture.sketches()]
     refine(model, mode="gradient", capture=capture)
     for layer, rows in zip(lora_layers(model), expected, strict=True):
@@ -178,6 +180,24 @@ def test_second_moments_move_through_squares_and_new_directions_do_not_jump():
     _trained(model, inputs, steps=1, optimizer=optimizer)
     for layer in lora_layers(model):
         assert (layer.B.detach() - before[layer.name]).abs().max() < 3 * 1e-2
+
+
+def test_new_columns_take_the_mean_second_moment_by_the_rows_they_meet():
+    model = zoo.lora_model(rank=6, trained=False)
+    inputs = zoo.batch()
+    optimizer = _trained(model, inputs)
+    capture = _captured(model, inputs)
+    report = refine(model, optimizer, mode="gradient", capture=capture, tolerance=0.05)
+    capture.close()
+    assert any(0 < one.replaced < 6 for one in report.layers)
+    for layer, one in zip(lora_layers(model), report.layers, strict=True):
+        kept = 6 - one.replaced
+        if 0 < kept < 6:
+            second = optimizer.state[layer.B]["exp_avg_sq"].double()
+            # Gradients of B' are products with the rows of A', so their squares go with these rows' squared lengths.
+            lengths = layer.A.detach().double().square().sum(dim=1)
+            expected = second[:, :kept].mean(dim=1) * (lengths[kept:].mean() / lengths[:kept].mean())
+            torch.testing.assert_close(second[:, kept:], expected[:, None].expand(-1, one.replaced))
 
 
 def test_reset_forgets_the_moments():
