@@ -23,12 +23,12 @@ def demo(
     output: Path = typer.Option(Path("runs/demo"), "--output", "-o", help="Where everything goes."),
     model: str = typer.Option(None, "--model", help="Another model to align."),
     weighting: str = typer.Option("geo", "--weighting", help="How the objectives are weighted."),
-    teach_steps: int = typer.Option(36, "--teach-steps", min=1, help="Optimiser steps of the lesson before it."),
-    align_steps: int = typer.Option(14, "--align-steps", min=1, help="Optimiser steps of the alignment."),
+    teach_steps: int = typer.Option(24, "--teach-steps", min=1, help="Optimiser steps of the lesson before it."),
+    align_steps: int = typer.Option(6, "--align-steps", min=1, help="Optimiser steps of the alignment."),
     adapt_steps: int = typer.Option(16, "--adapt-steps", min=1, help="Optimiser steps of each adaptation."),
-    scored: int = typer.Option(240, "--scored", min=1, help="Prompts whose openings are scored."),
+    scored: int = typer.Option(80, "--scored", min=1, help="Prompts whose openings are scored."),
     answered: int = typer.Option(100, "--answered", min=1, help="Prompts that are answered."),
-    max_length: int = typer.Option(192, "--max-length", min=8, help="Longest sample in tokens."),
+    max_length: int = typer.Option(128, "--max-length", min=8, help="Longest sample in tokens."),
     seed: int = typer.Option(0, "--seed"),
 ) -> None:
     """Run what is not yet done, and print the same table as ``loralign compare``."""

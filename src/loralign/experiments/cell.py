@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -13,7 +12,7 @@ import yaml
 
 from loralign import __version__
 from loralign.errors import ConfigError
-from loralign.experiments.contents import known_by_content
+from loralign.experiments.contents import identity_digest, known_by_content
 from loralign.experiments.measurement import Measurement
 from loralign.runs import parse_adapt_recipe, parse_recipe
 from loralign.runs.adapt_recipe import ADAPT, AdaptRecipe
@@ -145,8 +144,7 @@ def make_cell(
         "accelerate": None if accelerate is None else list(accelerate),
         "version": __version__,
     }
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-    return Cell(command, resolved, tuple(measures), hashlib.sha256(text.encode()).hexdigest())
+    return Cell(command, resolved, tuple(measures), identity_digest(identity))
 
 
 def recipe_of(cell: Cell, output_dir: str) -> Recipe | AdaptRecipe:

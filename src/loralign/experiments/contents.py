@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,20 @@ def known_by_content(value: Any) -> Any:
     # NAME=PLACE: the name stays.
     name = value.partition("=")[0] if "=" in value and not Path(value).exists() else ""
     return f"{name}=sha256:{digest}"
+
+
+def identity_digest(identity: Mapping[str, Any], default: Callable[[Any], str] | None = None) -> str:
+    """SHA-256 of an identity, hexadecimal; the order of its names does not matter.
+
+    Args:
+        identity: of JSON values.
+        default: says anything else as text.
+
+    Raises:
+        TypeError: a value is not of JSON and ``default`` is not given.
+    """
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), default=default)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _files(place: str) -> list[tuple[str, Path]]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from loralign.experiments.contents import known_by_content
+from loralign.experiments.contents import identity_digest, known_by_content
 
 Kind = Literal["driftcheck", "language", "task"]
 
@@ -36,5 +34,4 @@ class Measurement:
 def make_measurement(kind: Kind, settings: Mapping[str, Any]) -> Measurement:
     """A measurement with its fingerprint."""
     identity = {"kind": kind, "settings": {name: known_by_content(value) for name, value in settings.items()}}
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-    return Measurement(kind, dict(settings), hashlib.sha256(text.encode()).hexdigest())
+    return Measurement(kind, dict(settings), identity_digest(identity))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from loralign.experiments.contents import identity_digest
 from loralign.files import write_json
 
 RESULTS_DIRECTORY = "results"
@@ -31,8 +31,7 @@ def question(own: Mapping[str, Any], seeds: tuple[int, ...], base: Mapping[str, 
     Returns:
         Hexadecimal.
     """
-    identity = {"own": own, "seeds": sorted(seeds), "base": base}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+    return identity_digest({"own": own, "seeds": sorted(seeds), "base": base}, default=str)
 
 
 def results_directory(output: Path, name: str, asked: str) -> Path:

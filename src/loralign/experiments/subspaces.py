@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from loralign.experiments.contents import contents_digest
+from loralign.experiments.contents import contents_digest, identity_digest
 from loralign.guard import AlignmentSubspace
 from loralign.guard.fisher_options import OPENING
 from loralign.models.dtype import DtypeName
@@ -104,8 +102,7 @@ def estimated(spec: SubspaceSpec, output: Path) -> Path:
     """
     named = [spec.model or "", *spec.data]
     identity = {**spec.values(), "contents": [contents_digest(place) for place in named]}
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    target = (output / "subspaces" / digest).resolve()
+    target = (output / "subspaces" / identity_digest(identity)[:16]).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     options = {name: value for name, value in spec.values().items() if name not in ("model", "data")}
     with FileLock(target.with_suffix(".lock")):

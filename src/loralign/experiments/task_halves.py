@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from filelock import FileLock
 
 from loralign.errors import DataError
 from loralign.experiments.cell import CellSettings
-from loralign.experiments.contents import known_by_content
+from loralign.experiments.contents import identity_digest, known_by_content
 from loralign.files import atomic_directory
 from loralign.runs import parse_adapt_recipe
 from loralign.runs.adapt import load_task_split
@@ -37,8 +36,7 @@ def task_halves(base: CellSettings, output: Path) -> dict[str, CellSettings]:
         DataError: any fault of the data; fewer than two samples to train on.
     """
     identity = {name: known_by_content(base[name]) for name in _DECISIVE}
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    target = (output / "halves" / digest).resolve()
+    target = (output / "halves" / identity_digest(identity)[:16]).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_suffix(".lock")):
         if not target.is_dir():

@@ -28,11 +28,13 @@ from loralign.runs.subspace import estimate_subspace
 from loralign.training import last_whole_checkpoint
 
 DEMO, REPORT = "demo.json", "report.html"
-_TAUGHT = "taught"
+_TAUGHT, _PAIRS = "taught", "pairs.jsonl"
 _ARMS = ("aligned", "plain", "guarded", "repaired")
 _ALIGNED, _PLAIN, _GUARDED, _REPAIRED = _ARMS
 _Split = Literal["train", "validation"]
 _MODES: tuple[CheckMode, ...] = ("generate", "score")
+_PAIRS_PER_OBJECTIVE = 16
+_ANSWER_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,12 @@ class DemoOptions:
 
     model: str | None = None
     weighting: str = "geo"
-    teach_steps: int = 36
-    align_steps: int = 14
+    teach_steps: int = 24
+    align_steps: int = 6
     adapt_steps: int = 16
-    scored_prompts: int = 240
+    scored_prompts: int = 80
     answered_prompts: int = 100
-    max_length: int = 192
+    max_length: int = 128
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -191,8 +193,12 @@ def demo_stages(output: Path, options: DemoOptions) -> list[Stage]:
 
 
 def _write_lesson(target: Path) -> None:
-    """Refusals, answers to what only sounds unsafe, helpful answers: a file for either split of the bundled data."""
+    """Refusals, answers to what only sounds unsafe, helpful answers: a file for either split of the bundled data.
+
+    Beside them the pairs that the alignment is scored on, fewer than are bundled.
+    """
     with atomic_directory(target) as directory:
+        write_text(directory / _PAIRS, _pairs())
         for split in get_args(_Split):
             write_text(directory / f"{split}.jsonl", _lesson(split))
 
@@ -200,13 +206,23 @@ def _write_lesson(target: Path) -> None:
 def _lesson(split: _Split) -> str:
     kept = load_alignment_data("builtin", split=split)
     pairs = load_preferences("builtin", split=split).dataset
-    # Refusals twice, so that they are as many as the answers.
-    rows = [*kept, *(row for row in kept if row["label"] == "unsafe")]
-    samples = [{"prompt": row["prompt"], "completion": row["completion"]} for row in rows]
+    samples = [{"prompt": row["prompt"], "completion": row["completion"]} for row in kept]
     samples += [
         {"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs if row["objective"] == "helpful"
     ]
     return "".join(json.dumps(sample) + "\n" for sample in samples)
+
+
+def _pairs() -> str:
+    """The first validation pairs of every objective."""
+    pairs = list(load_preferences("builtin", split="validation").dataset)
+    objectives = sorted({row["objective"] for row in pairs})
+    chosen = [
+        row
+        for objective in objectives
+        for row in [row for row in pairs if row["objective"] == objective][:_PAIRS_PER_OBJECTIVE]
+    ]
+    return "".join(json.dumps(row) + "\n" for row in chosen)
 
 
 def _teach(directory: Path, lesson: Path, options: DemoOptions) -> None:
@@ -233,11 +249,13 @@ def _teach(directory: Path, lesson: Path, options: DemoOptions) -> None:
 def _align(directory: Path, options: DemoOptions) -> None:
     flags = {
         "adapter": directory.with_name(_TAUGHT) / ADAPTER,
+        "validation_data": directory.with_name("lesson") / _PAIRS,
         "max_steps": options.align_steps,
         "weighting": options.weighting,
         "learning_rate": 1e-4,
         "max_length": options.max_length,
-        "measure_every": 5,
+        "length_policy": "truncate",
+        "measure_every": 3,
         "save_steps": 10,
         "seed": options.seed,
     }
@@ -250,6 +268,7 @@ def _adapt(directory: Path, aligned: str, guard: str, options: DemoOptions) -> N
         # The same as repair's, so that their losses compare.
         "validation_data": "builtin",
         "guard": guard,
+        "reestimate_every": 0.5,
         "max_steps": options.adapt_steps,
         "learning_rate": 3e-4,
         "lr_scheduler_type": "constant_with_warmup",
@@ -279,6 +298,7 @@ def _measure(output: Path, arm: str, mode: CheckMode, options: DemoOptions) -> N
         _check(output, arm, mode),
         CheckOptions(
             mode=mode,
+            max_new_tokens=_ANSWER_TOKENS,
             prompts=options.answered_prompts if mode == "generate" else options.scored_prompts,
             seed=options.seed,
         ),
