@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
     app.command(
         "demo",
         help="The whole story on bundled data: align SmolLM2-135M-Instruct, adapt it with and without a guard, repair, "
-        "measure, report. A quarter of an hour on two cores; taken up again where it stopped.",
+        "measure, report. About ten minutes on two cores; taken up again where it stopped.",
     )(demo)
 
 
@@ -24,9 +24,9 @@ def demo(
     model: str = typer.Option(None, "--model", help="Another model to align."),
     weighting: str = typer.Option("geo", "--weighting", help="How the objectives are weighted."),
     teach_steps: int = typer.Option(24, "--teach-steps", min=1, help="Optimiser steps of the lesson before it."),
-    align_steps: int = typer.Option(6, "--align-steps", min=1, help="Optimiser steps of the alignment."),
+    align_steps: int = typer.Option(5, "--align-steps", min=1, help="Optimiser steps of the alignment."),
     adapt_steps: int = typer.Option(16, "--adapt-steps", min=1, help="Optimiser steps of each adaptation."),
-    scored: int = typer.Option(80, "--scored", min=1, help="Prompts whose openings are scored."),
+    scored: int = typer.Option(64, "--scored", min=1, help="Prompts whose openings are scored."),
     answered: int = typer.Option(100, "--answered", min=1, help="Prompts that are answered."),
     max_length: int = typer.Option(128, "--max-length", min=8, help="Longest sample in tokens."),
     seed: int = typer.Option(0, "--seed"),

@@ -35,6 +35,7 @@ _Split = Literal["train", "validation"]
 _MODES: tuple[CheckMode, ...] = ("generate", "score")
 _PAIRS_PER_OBJECTIVE = 16
 _ANSWER_TOKENS = 32
+_FISHER_SAMPLES, _PROBE_SAMPLES, _TASK_SAMPLES = 64, 32, 40
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,9 @@ class DemoOptions:
     model: str | None = None
     weighting: str = "geo"
     teach_steps: int = 24
-    align_steps: int = 6
+    align_steps: int = 5
     adapt_steps: int = 16
-    scored_prompts: int = 80
+    scored_prompts: int = 64
     answered_prompts: int = 100
     max_length: int = 128
     seed: int = 0
@@ -132,37 +133,39 @@ def demo_stages(output: Path, options: DemoOptions) -> list[Stage]:
         Stage("writing down what is to be taught", 0, lesson, lambda: _write_lesson(lesson)),
         Stage(
             "teaching refusals and answers",
-            26,
+            20,
             output / _TAUGHT / REPORT,
             lambda: _teach(output / _TAUGHT, lesson, options),
         ),
         Stage(
             f"aligning for three objectives with GA-LoRA ({options.weighting})",
-            28,
+            15,
             output / _ALIGNED / REPORT,
             lambda: _align(output / _ALIGNED, options),
         ),
         Stage(
             "finding the directions that carry the alignment",
-            4,
+            3,
             fisher,
-            lambda: estimate_subspace(aligned, fisher, max_length=options.max_length, seed=options.seed),
+            lambda: estimate_subspace(
+                aligned, fisher, samples=_FISHER_SAMPLES, max_length=options.max_length, seed=options.seed
+            ),
         ),
         Stage(
             "adapting to a task with plain LoRA",
-            15,
+            19,
             output / _PLAIN / REPORT,
             lambda: _adapt(output / _PLAIN, aligned, "none", options),
         ),
         Stage(
             "adapting to the same task, guarded",
-            26,
+            23,
             output / _GUARDED / REPORT,
             lambda: _adapt(output / _GUARDED, aligned, str(fisher), options),
         ),
         Stage(
             "repairing the plain adapter",
-            3,
+            5,
             output / _REPAIRED,
             lambda: repair_adapter(
                 str(output / _PLAIN / ADAPTER),
@@ -170,6 +173,8 @@ def demo_stages(output: Path, options: DemoOptions) -> list[Stage]:
                 RepairOptions(strength=1.0, seed=options.seed),
                 subspace=str(fisher),
                 task_data=["builtin"],
+                task_samples=_TASK_SAMPLES,
+                probe_samples=_PROBE_SAMPLES,
                 max_length=options.max_length,
             ),
         ),
@@ -267,6 +272,9 @@ def _adapt(directory: Path, aligned: str, guard: str, options: DemoOptions) -> N
         "data": "builtin",
         # The same as repair's, so that their losses compare.
         "validation_data": "builtin",
+        "validation_samples": _TASK_SAMPLES,
+        "probe_samples": _PROBE_SAMPLES,
+        "fisher_samples": _FISHER_SAMPLES,
         "guard": guard,
         "reestimate_every": 0.5,
         "max_steps": options.adapt_steps,
@@ -274,7 +282,7 @@ def _adapt(directory: Path, aligned: str, guard: str, options: DemoOptions) -> N
         "lr_scheduler_type": "constant_with_warmup",
         "max_length": options.max_length,
         "judged_prompts": 0,
-        "samples": 3,
+        "samples": 2,
         "save_steps": 10,
         "seed": options.seed,
     }
