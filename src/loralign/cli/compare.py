@@ -33,6 +33,7 @@ def show_story(story: Story) -> None:
     for number, table in enumerate(comparison_tables(story, console.width)):
         print_table("Scores with 95 % intervals" if number == 0 else "", table.headings, table.rows)
     console.print()
-    console.print(story.headline, markup=False)
+    for line in story.told:
+        console.print(line, markup=False)
     for note in story.notes:
         console.print(f"note: {note}", markup=False)

@@ -46,7 +46,8 @@ def report(
             return
         target = output
         write_text(target, text)
-    console.print(story.headline, markup=False)
+    for line in story.told:
+        console.print(line, markup=False)
     for kind, path in (*(("card", card) for card in written), ("report", target)):
         console.print(f"{kind:<7} {path}", markup=False, soft_wrap=True)
 

@@ -40,6 +40,11 @@ def test_the_headline_comes_before_the_table_and_the_charts(page: Page) -> None:
     assert tags.index("h1") < tags.index("table") < tags.index("h2")
 
 
+def test_every_model_has_a_line_of_its_own_in_the_headline(page: Page, story: Story) -> None:
+    lines = [attributes for _, attributes in page.elements if attributes.get("class") == "told"]
+    assert len(lines) == len(story.told) > 1
+
+
 def test_nothing_is_loaded_and_only_the_page_s_own_scripts_run(page: Page) -> None:
     for tag, attributes in page.elements:
         assert tag not in {"link", "img", "iframe", "object", "embed", "base"}

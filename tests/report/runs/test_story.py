@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from loralign.report.records import Metric, Sample
 from loralign.report.runs.combining import Arm
 from loralign.report.runs.differences import beyond_zero, difference
-from loralign.report.runs.headline import headline_of
+from loralign.report.runs.headline import headline_lines
 from loralign.report.runs.pareto import front, pareto_charts
 from loralign.report.runs.records import (
     DRIFT_REDUCTION,
@@ -44,6 +44,10 @@ def tuned(*scores: Score, name: str = "plain") -> Arm:
 
 def scored(quantity: Quantity, value: float, low: float, high: float, ground: Ground = CHECK) -> Score:
     return Score(quantity, ground, Metric(0.5, 0.4, 0.6), Metric(value, low, high))
+
+
+def headline_of(arms: list[Arm]) -> str:
+    return " ".join(headline_lines(arms))
 
 
 def test_the_headline_says_gain_and_loss_with_intervals() -> None:
@@ -95,6 +99,14 @@ def test_the_story_of_many_is_told_against_their_start(story: Story) -> None:
     assert story.headline.startswith("Against align, plain gained 0.220 [0.187, 0.253] of local_sst2 acc and lost 32.0")
     assert "guarded gained" in story.headline
     assert story.headline.endswith("1 more model is in the tables.")
+
+
+def test_every_model_has_a_line_of_the_headline(story: Story) -> None:
+    assert story.headline == " ".join(story.told)
+    *models, rest = story.told
+    assert rest == "1 more model is in the tables."
+    assert all(line.count(" gained ") == 1 for line in models)
+    assert [line[-1] for line in models] == [";"] * (len(models) - 1) + ["."]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What was gained and what was lost, in one sentence for each model."""
+"""What was gained and what was lost, in one line for each model."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MOST_TOLD = 4
 """Models told of at most."""
 
 
-def headline_of(arms: Sequence[Arm]) -> str:
-    """Return the result in plain words, with numbers and intervals.
+def headline_lines(arms: Sequence[Arm]) -> tuple[str, ...]:
+    """Return the result in plain words, with numbers and intervals: a line for each model, together whole sentences.
 
     Told are the models of the start that most have: the change of the task score and of refusals of unsafe prompts, or
     else the KL drift. A change whose interval holds zero is said not to be settled.
@@ -34,8 +34,9 @@ def headline_of(arms: Sequence[Arm]) -> str:
     start = max(told, key=lambda name: len(told[name]))
     clauses = told[start][:MOST_TOLD]
     rest = sum(map(len, told.values())) - len(clauses)
-    more = f" {rest} more {'model is' if rest == 1 else 'models are'} in the tables." if rest else ""
-    return f"{f'Against {start}, ' if start else ''}{'; '.join(clauses)}.{more}"
+    more = [f"{rest} more {'model is' if rest == 1 else 'models are'} in the tables."] if rest else []
+    clauses[0] = f"{f'Against {start}, ' if start else ''}{clauses[0]}"
+    return (*(f"{clause};" for clause in clauses[:-1]), f"{clauses[-1]}.", *more)
 
 
 def _clause(arm: Arm) -> str:
@@ -93,15 +94,15 @@ def _doubt(change: Metric) -> str:
     return " (not settled: the interval holds zero)" if beyond_zero(change) is False else ""
 
 
-def _without_start(arms: Sequence[Arm]) -> str:
+def _without_start(arms: Sequence[Arm]) -> tuple[str, ...]:
     told = []
     for arm in arms[:MOST_TOLD]:
         scores = [f"{one.quantity.title} {score_text(one)}" for one in arm.scores if _told(one)]
         if scores:
             told.append(f"{arm.name}: {listing(scores)}.")
     if not told:
-        return "Nothing was scored yet, so there is nothing to say of what was gained or lost."
-    return f"{' '.join(told)} Nothing was compared with a start, so what was gained or lost is unknown."
+        return ("Nothing was scored yet, so there is nothing to say of what was gained or lost.",)
+    return (*told, "Nothing was compared with a start, so what was gained or lost is unknown.")
 
 
 def _told(score: Score) -> bool:

@@ -34,6 +34,7 @@ def story_page(story: Story) -> str:
     categories = category_names(story.arms)
     content = {
         "headline": story.headline,
+        "told": story.told,
         "facts": _facts(story),
         "arms": arms_table(story.arms),
         "changes": changes_table(story.arms),

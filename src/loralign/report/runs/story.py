@@ -10,7 +10,7 @@ from typing import Any
 from loralign.report.format import listing
 from loralign.report.records import Sample
 from loralign.report.runs.combining import Arm, combine
-from loralign.report.runs.headline import headline_of
+from loralign.report.runs.headline import headline_lines
 from loralign.report.runs.reading import read_runs
 from loralign.report.runs.records import Part
 from loralign.report.runs.regressions import Regression, worst_regressions
@@ -25,7 +25,7 @@ class Story:
 
     Attributes:
         name: of the report: its arms.
-        headline: the result in plain words.
+        told: the result in plain words, a line for each model.
         arms: every model with its scores, categories, curves and layer maps.
         regressions: the ten worst, by falling loss.
         samples: sample answers of the runs, their kind named after the arm.
@@ -36,7 +36,7 @@ class Story:
     """
 
     name: str
-    headline: str
+    told: tuple[str, ...]
     arms: tuple[Arm, ...]
     regressions: tuple[Regression, ...]
     samples: tuple[Sample, ...]
@@ -46,6 +46,11 @@ class Story:
     environment: dict[str, Any]
     commands: tuple[tuple[str, tuple[str, ...]], ...]
     notes: tuple[str, ...]
+
+    @property
+    def headline(self) -> str:
+        """The result in one piece."""
+        return " ".join(self.told)
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -87,7 +92,7 @@ def make_story(parts: Sequence[Part]) -> Story:
     samples = [(name, sample) for name, part in named for sample in part.samples]
     return Story(
         name=listing([arm.name for arm in arms]),
-        headline=headline_of(arms),
+        told=headline_lines(arms),
         arms=tuple(arms),
         regressions=tuple(worst_regressions(arms, samples)),
         samples=tuple(replace(one, objective=_kind(name, one)) for name, one in samples),
