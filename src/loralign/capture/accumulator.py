@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from loralign.errors import StateError
 from loralign.lora import Basis, LoraFactors, column_basis
+
+# What has less than this outside row(A) is not worth a direction, and what is left of it by that counts as covered.
+_NEGLIGIBLE = 1e-3
+_COVERED = 10 * _NEGLIGIBLE
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,10 @@ class LayerAccumulator:
         # Known beforehand where many layers are made during backward: to ask here would wait for a GPU each time.
         invertible = invertible_cores([basis_a])[0] if invertible is None else invertible
         self._from_inner = (basis_a.rotation / basis_a.singular_values).to(q_b.dtype) if invertible else None
-        self.directions = q_b.new_zeros(columns, 0) if directions is None else _outside(directions.to(q_b), basis_a)
+        if directions is None or not directions.shape[1]:
+            self.directions = q_b.new_zeros(columns, 0)
+        else:
+            self.directions = _outside(directions.to(q_b), basis_a)
         self._inside = q_b.new_zeros(objectives, rows, rank + self.directions.shape[1])
         self._stacked = q_b.new_zeros(objectives, self._probe_matrix.shape[1], columns)
         self.exact = q_b.new_zeros(objectives, rows, columns) if sketch is None else None
@@ -85,6 +94,14 @@ class LayerAccumulator:
         """``s·Ψᵀ(I − Π_B)G_i``, ``(K, k, n)``; empty in exact mode."""
         return self._stacked[:, self._rank :]
 
+    @property
+    def stack(self) -> Tensor:
+        """``s·[Q_Bᵀ; Ψᵀ(I − Π_B)] G_i``, ``(K, r + k, n)``, or ``s·G_i`` in exact mode.
+
+        The expectation of its ``stackᵀ stack`` is ``s²·G_iᵀ G_i``.
+        """
+        return self._stacked if self.exact is None else self.exact
+
     def add(self, x: Tensor, inner: Tensor, gradient: Tensor, runs: list[tuple[int, int, int]]) -> None:
         """Add the tokens of one backward pass.
 
@@ -108,6 +125,44 @@ class LayerAccumulator:
             self._stacked[objective].addmm_(outside[start:stop].flatten(0, -2).mT, xs)
             if self.exact is not None:
                 self.exact[objective].addmm_(gs.mT, xs)
+
+    def without(self, directions: Tensor) -> LayerAccumulator:
+        """The sums of the gradients ``G_i (I − V Vᵀ)``, from which the input directions ``V`` are taken out.
+
+        Every sum is linear in ``G_i``, and ``left``, ``sketch`` and ``exact`` hold all inputs, so ``V`` comes off them
+        directly. Of ``G_i V`` itself only the part along ``U = [Q_A, directions]`` is at hand, as ``[right, shared]``:
+        in sketch mode ``V`` must lie there, and then ``G_i (I − V Vᵀ) U`` is exact too.
+
+        Args:
+            directions: ``V (n, p)``, orthonormal columns or zero ones, which take nothing out.
+
+        Raises:
+            StateError: sketch mode, and the sums were not taken along these directions.
+        """
+        if not directions.shape[1]:
+            return self
+        known = torch.cat([self.basis_a.Q, self.directions], dim=1).double()
+        wide = directions.to(known)
+        # In float64, since a remainder much smaller than the gradient is a difference of large numbers.
+        inner = known.mT @ wide
+        basis = column_basis(wide if self.exact is not None else known @ inner)
+        taken = basis.Q
+        if self.exact is None and torch.linalg.vector_norm(wide - taken @ (taken.mT @ wide), dim=0).amax() > _COVERED:
+            raise StateError(
+                "the gradients were not measured along the directions to take out",
+                fix="give them to capture.reset(directions) before the backward passes",
+            )
+        rest = copy.copy(self)
+        dtype = self._inside.dtype
+        rest._stacked = _off(self._stacked, taken).to(dtype)
+        if self.exact is not None:
+            exact = _off(self.exact, taken)
+            rest.exact, rest._inside = exact.to(dtype), (exact @ known).to(dtype)
+            return rest
+        inverse = torch.where(basis.singular_values > 0, 1 / basis.singular_values, 0.0)
+        along = self._inside.double() @ (inner @ (basis.rotation * inverse))
+        rest._inside = (self._inside.double() - along @ (taken.mT @ known)).to(dtype)
+        return rest
 
     def buffers(self) -> list[Tensor]:
         """All sums, for an all-reduce."""
@@ -203,11 +258,17 @@ def invertible_cores(bases: Sequence[Basis]) -> list[bool]:
     return answers
 
 
+def _off(stack: Tensor, taken: Tensor) -> Tensor:
+    """``stack (I − V Vᵀ)`` in float64 for orthonormal or zero columns ``V``."""
+    wide = stack.double()
+    return wide - (wide @ taken) @ taken.mT
+
+
 def _outside(directions: Tensor, basis: Basis) -> Tensor:
     """Orthonormalise directions outside ``row(A)``; what has nothing outside becomes a zero column."""
     outside = directions - basis.project(directions)
     own = column_basis(outside - basis.project(outside))
-    return own.Q * (own.singular_values > 1e-3).to(own.Q.dtype)
+    return own.Q * (own.singular_values > _NEGLIGIBLE).to(own.Q.dtype)
 
 
 def _orthonormal(columns: Tensor) -> Tensor:

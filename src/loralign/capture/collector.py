@@ -134,9 +134,16 @@ class GradientCapture:
         """Close the block opened by :meth:`begin`."""
         self._labels = None
 
-    def reset(self) -> None:
-        """Forget the sums and draw new sketches for what comes next; what they said of shared directions is kept."""
-        if self._sums and self.deflation and float(self._shares.sum()) > 0:
+    def reset(self, directions: Sequence[Tensor] | None = None) -> None:
+        """Forget the sums and draw new sketches for what comes next; what they said of shared directions is kept.
+
+        Args:
+            directions: orthonormal input directions ``(n, p)`` per layer along which the next measurement is to be
+                exact, in place of those that this one has found; :meth:`statistics` can then take them out.
+        """
+        if directions is not None:
+            self._directions = [] if self.exact else list(directions)
+        elif self._sums and self.deflation and float(self._shares.sum()) > 0:
             self._directions = [layer.leading_directions(self.deflation) for layer in self._accumulators]
         self._sums.clear()
         self._bases.clear()
@@ -164,22 +171,29 @@ class GradientCapture:
         """Share of the back-propagated mean loss that each objective's samples had, ``(K,)`` float64."""
         return self._shares.clone()
 
-    def statistics(self, normalise: str | None = None) -> GradientStatistics:
+    def statistics(self, normalise: str | None = None, without: Sequence[Tensor] | None = None) -> GradientStatistics:
         """The Gramians of everything captured since the last :meth:`reset`.
 
         Args:
             normalise: ``None`` for the gradients of what was back-propagated; ``"mean"`` divides out each objective's
                 share of the batch, which turns them into gradients of every objective's own mean loss.
+            without: orthonormal input directions ``V (n, p)`` per layer; the Gramians are then those of
+                ``G_i (I − V Vᵀ)``. But for exact mode they must be those that :meth:`reset` was given before.
 
         Raises:
-            StateError: nothing has been captured.
+            StateError: nothing has been captured, or nothing along the directions to take out.
             ConfigError: an unknown ``normalise``.
         """
         if normalise not in (None, "mean"):
             raise ConfigError(f"normalise {normalise!r} is unknown", fix="use None or 'mean'")
         if not self._sums:
             raise StateError("nothing was captured", fix="run a backward pass inside 'with capture(ids):'")
-        parts = gramians_of(self._accumulators)
+        if without is None:
+            parts = gramians_of(self._accumulators)
+        else:
+            # One by one, since the sums of what remains take as much memory again.
+            pairs = zip(self._accumulators, without, strict=True)
+            parts = [gramians_of([layer.without(directions)])[0] for layer, directions in pairs]
         statistics = GradientStatistics(
             objectives=self.objectives,
             layer_names=tuple(layer.name for layer in self.layers),
@@ -210,6 +224,15 @@ class GradientCapture:
             (layer.sketch if layer.exact is None else layer.exact - layer.basis_b.Q @ layer.left) / layer.scaling
             for layer in self._accumulators
         ]
+
+    def stacks(self) -> list[Tensor]:
+        """Per layer a matrix ``S_i (K, c, n)`` with ``E[S_iᵀ S_i] = G_iᵀ G_i``, so that its rows show ``G_i``'s inputs.
+
+        ``[Q_Bᵀ; Ψᵀ(I − Π_B)] G_i`` with ``c = r + k``: unlike :meth:`sketches`, whole; ``G_i`` itself in exact mode.
+        """
+        if not self._sums:
+            raise StateError("nothing was captured", fix="run a backward pass inside 'with capture(ids):'")
+        return [layer.stack / layer.scaling for layer in self._accumulators]
 
     def all_reduce(self, group: Any = None) -> None:
         """Sum everything captured over the processes of a group, once, before the statistics are read."""

@@ -123,7 +123,7 @@ def _new_rows(candidates: Tensor | None, rows: Tensor, old: Tensor, count: int) 
         outside = source - (source @ taken) @ taken.mT
         # Once more: a single pass leaves a trace of the removed directions that the SVD would blow up.
         outside = outside - (outside @ taken) @ taken.mT
-        values, directions = _leading_rows(outside, missing)
+        values, directions = leading_rows(outside, missing)
         norm, total = torch.stack([torch.linalg.matrix_norm(source), source.square().sum()]).cpu()
         usable = int((values > 1e-6 * norm).sum())
         fresh = directions[:, :usable]
@@ -133,7 +133,7 @@ def _new_rows(candidates: Tensor | None, rows: Tensor, old: Tensor, count: int) 
     return found, energy
 
 
-def _leading_rows(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def leading_rows(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Leading ``count`` singular values, on the CPU, and right singular vectors ``(n, count)`` of a wide ``(c, n)``.
 
     Through the ``c × c`` Gram matrix in float64, several times faster than the SVD itself, and a QR that restores the

@@ -13,6 +13,7 @@ from loralign.report.diagnosis import diagnosis_sentences
 from loralign.report.energy import render_energy
 from loralign.report.guard_outcome import SCORE_HEADINGS
 from loralign.report.page import render_page, render_report
+from loralign.report.shared import shared_sentences
 from loralign.report.words import SUMMARY_HEADINGS, SummaryRow, explain_geometry, headline, summary_rows
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     "render_page",
     "render_report",
     "score_rows",
+    "shared_sentences",
     "summary_rows",
 ]

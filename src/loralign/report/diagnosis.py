@@ -141,8 +141,8 @@ def _tradeoff(tradeoff: Mapping[str, object]) -> list[str]:
 
 
 def _conflicts(cosine: Mapping[str, Sequence[Sequence[float | None]]], objectives: list[str]) -> list[str]:
-    accessible = _pairs(cosine.get("accessible"), objectives)
-    full = _pairs(cosine.get("full"), objectives)
+    accessible = pair_values(cosine.get("accessible"), objectives)
+    full = pair_values(cosine.get("full"), objectives)
     inner = accessible or full
     if not inner:
         return []
@@ -166,7 +166,10 @@ def _conflicts(cosine: Mapping[str, Sequence[Sequence[float | None]]], objective
     return sentences
 
 
-def _pairs(matrix: Sequence[Sequence[float | None]] | None, objectives: list[str]) -> dict[tuple[str, str], float]:
+def pair_values(
+    matrix: Sequence[Sequence[float | None]] | None, objectives: Sequence[str]
+) -> dict[tuple[str, str], float]:
+    """Return the finite entries of a ``K × K`` matrix above its diagonal, by pair of objectives."""
     result = {}
     for (i, a), (j, b) in combinations(enumerate(objectives), 2):
         if matrix is not None and i < len(matrix) and j < len(matrix[i]):

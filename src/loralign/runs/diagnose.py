@@ -15,12 +15,12 @@ from loralign.data import limit_length, load_preferences
 from loralign.errors import ConfigError
 from loralign.geometry import directional_distortion, make_weighting, tradeoff_distortion
 from loralign.models import load_model
-from loralign.report import diagnosis_sentences
+from loralign.report import diagnosis_sentences, shared_sentences
 from loralign.runs.opening import open_base
 from loralign.runs.prepare import make_trainer
 from loralign.runs.recipe import Recipe, parse_recipe
 from loralign.training import MultiObjectiveDPOTrainer
-from loralign.training.records import measurement_record
+from loralign.training.records import measurement_record, without_shared_record
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,20 @@ class Diagnosis:
         record: attenuation per objective and layer, cosines and distortions, as plain values.
         sentences: the same in words.
         suggested: weights that Norm and Geo would give.
+        without_shared: what remains without the input directions that all objectives share, as plain values, if it was
+            asked for.
     """
 
     statistics: GradientStatistics
     record: dict[str, Any]
     sentences: list[str]
     suggested: dict[str, dict[str, float]]
+    without_shared: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A mapping of plain values."""
-        return {"version": 1, "measurement": self.record, "sentences": self.sentences, "weights": self.suggested}
+        found = {"version": 1, "measurement": self.record, "sentences": self.sentences, "weights": self.suggested}
+        return found if self.without_shared is None else found | {"without_shared": self.without_shared}
 
 
 def diagnose(
@@ -52,6 +56,7 @@ def diagnose(
     rank: int = 16,
     target_weights: Sequence[str] = (),
     settings: Sequence[str] = (),
+    without_shared: int = 0,
 ) -> Diagnosis:
     """Measure the gradients of a DPO step at an adapter, or at a fresh one on a model.
 
@@ -62,13 +67,17 @@ def diagnose(
         rank: of a fresh adapter.
         target_weights: ``NAME=NUMBER``.
         settings: further flags of ``loralign align``.
+        without_shared: input directions per layer that all objectives share, to be taken out for a second reading; 0
+            leaves it away, and with it a second pass over the pairs.
 
     Raises:
         LoralignError: any fault of model, adapter or data.
     """
     with TemporaryDirectory() as scratch:
         trainer = measuring_trainer(subject, sources, pairs, rank, target_weights, settings, Path(scratch))
-        statistics = trainer.measure_geometry(batches=max(1, pairs // trainer.args.per_device_train_batch_size))
+        batches = max(1, pairs // trainer.args.per_device_train_batch_size)
+        remainder = trainer.measure_without_shared(without_shared, batches) if without_shared else None
+        statistics = trainer.measure_geometry(batches) if remainder is None else remainder.whole
         target = trainer.target
     weights = {name: make_weighting(name)(statistics, target) for name in ("norm", "geo")}
     layers = len(statistics.layer_names)
@@ -83,8 +92,11 @@ def diagnose(
         directional_distortion=directional_distortion(statistics, target),
         tradeoff={"total_variation": tradeoff.total_variation, "spread": tradeoff.spread},
     )
+    shared = None if remainder is None else without_shared_record(remainder)
+    if shared is not None:
+        sentences += shared_sentences(record["attenuation"], shared, objectives=record["objectives"])
     named = {name: dict(zip(statistics.objectives, values.tolist(), strict=True)) for name, values in weights.items()}
-    return Diagnosis(statistics, record, sentences, named)
+    return Diagnosis(statistics, record, sentences, named, shared)
 
 
 def measuring_trainer(

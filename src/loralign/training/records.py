@@ -10,7 +10,7 @@ from torch import Tensor
 
 from loralign.capture import GradientStatistics
 from loralign.capture.statistics import SPACES
-from loralign.geometry import RefinementReport, directional_distortion, tradeoff_distortion
+from loralign.geometry import RefinementReport, WithoutShared, directional_distortion, tradeoff_distortion
 
 
 def measurement_record(
@@ -56,9 +56,7 @@ def measurement_record(
             "intended": named(names, tradeoff.intended),
             "realised": named(names, tradeoff.realised),
         },
-        "cosine": {
-            space: [[plain(value) for value in row] for row in statistics.cosine(space).tolist()] for space in SPACES
-        },
+        "cosine": {space: cosine_values(statistics, space) for space in SPACES},
         "gradient_norm": {space: named(names, statistics.norms(space)) for space in SPACES},
         "samples": named(names, statistics.samples),
         "tokens": named(names, statistics.tokens),
@@ -69,6 +67,28 @@ def measurement_record(
 def refinement_record(step: int, report: RefinementReport) -> dict[str, Any]:
     """One refinement; ``γ`` just after it is that of the next measurement unless the report carries it."""
     return {"kind": "refinement", "step": step, **report.to_json()}
+
+
+def without_shared_record(found: WithoutShared) -> dict[str, Any]:
+    """What remains without the input directions that all objectives share (docs/concepts.md, shared directions)."""
+    names, layers = found.whole.objectives, found.whole.layer_names
+
+    def by_layer(rows: Tensor) -> dict[str, Any]:
+        return {layer: named(names, row) for layer, row in zip(layers, rows, strict=True)}
+
+    return {
+        "directions": found.directions,
+        "shared_energy": named(names, found.share()),
+        "layer_shared_energy": by_layer(found.share(per="layer")),
+        "attenuation": named(names, found.attenuation()),
+        "layer_attenuation": by_layer(found.attenuation(per="layer")),
+        "cosine": {space: cosine_values(found.remaining, space) for space in SPACES},
+    }
+
+
+def cosine_values(statistics: GradientStatistics, space: str) -> list[list[float | None]]:
+    """The ``K × K`` cosines in a space, row by row."""
+    return [[plain(value) for value in row] for row in statistics.cosine(space).tolist()]
 
 
 def weight_values(names: tuple[str, ...], layers: tuple[str, ...], weights: Tensor) -> dict[str, Any]:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from trl import DPOConfig, DPOTrainer
 
-from loralign.capture import GradientStatistics
 from loralign.data.sampler import ObjectiveSampler
 from loralign.errors import ConfigError, DataError
 from loralign.training.callback import GeometryCallback, non_finite
 from loralign.training.collator import OBJECTIVE_IDS, ObjectiveCollator
 from loralign.training.config import GeometryConfig
+from loralign.training.measuring import MeasuredGeometry
 from loralign.training.metrics import StepMetrics
 from loralign.training.preserving import PreservationObjective
 from loralign.training.saving import WholeCheckpoints
@@ -27,7 +27,7 @@ PRESERVATION = "preservation"
 _MIXING_LOSSES = {"aot", "aot_unpaired"}
 
 
-class MultiObjectiveDPOTrainer(WholeCheckpoints, PreservationObjective, DPOTrainer):
+class MultiObjectiveDPOTrainer(WholeCheckpoints, PreservationObjective, MeasuredGeometry, DPOTrainer):
     """TRL's ``DPOTrainer`` for preference data with an ``objective`` column.
 
     Everything that ``DPOTrainer`` takes works as there, all its per-pair losses included. Added are: a sampler that
@@ -176,52 +176,6 @@ class MultiObjectiveDPOTrainer(WholeCheckpoints, PreservationObjective, DPOTrain
             yield
         finally:
             self.precompute_ref_logps = before
-
-    def measure_geometry(self, batches: int = 1) -> GradientStatistics:
-        """Measure the objectives' gradients at the current adapter, without training.
-
-        Args:
-            batches: optimiser steps' worth of training batches to take in, from the beginning of epoch 0.
-
-        Returns:
-            Statistics normalised to every objective's own mean loss, over all processes.
-        """
-        callback = self.geometry_callback
-        own = callback.engine is None
-        if own:
-            callback.attach(self.model, self.args.seed)
-        engine = callback.running
-        try:
-            engine.capture.enabled = True
-            # One micro-batch first, to find the directions that all gradients share.
-            for micro_batches in (1, batches * self.args.gradient_accumulation_steps):
-                engine.capture.reset()
-                self._accumulate_gradients(micro_batches)
-            return engine.captured()
-        finally:
-            if own:
-                callback.close()
-
-    def _accumulate_gradients(self, micro_batches: int) -> None:
-        self.model.train()
-        loader = self.get_train_dataloader()
-        loader.set_epoch(0)
-        batches = iter(loader)
-        with self.accelerator.no_sync(self.model):
-            for done in range(micro_batches):
-                inputs = next(batches, None)
-                if inputs is None:
-                    loader.set_epoch(done)
-                    batches = iter(loader)
-                    inputs = next(batches)
-                with self.compute_loss_context_manager():
-                    loss = self._compute_loss(self.model, self._prepare_inputs(inputs), False)
-                loss.backward()
-                self.geometry_callback.running.end_batch()
-        self.model.zero_grad(set_to_none=True)
-        for metrics in self._step_metrics.values():
-            metrics.clear()
-        self._metrics["train"].clear()
 
     def _refine_at_start(self) -> dict[str, Any]:
         """Give ``A`` the directions that the first batches' gradients ask for; the function stays."""
