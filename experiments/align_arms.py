@@ -21,6 +21,7 @@ import torch
 from cell_claims import claimed
 from datasets import Dataset
 from peft import LoraConfig
+from peft.optimizers import create_riemannian_optimizer
 from transformers import TrainerCallback
 from trl import DPOConfig
 
@@ -42,6 +43,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "upgrad": {"weighting": "upgrad"},
     "mgda": {"weighting": "mgda"},
     "pcgrad": {"weighting": "pcgrad"},
+    "cagrad": {"weighting": "cagrad"},
+    "geo-layer": {"weighting": "geo-layer"},
+    "riemannian": {"weighting": "uniform"},
+    "geo+riemannian": {"weighting": "geo"},
 }
 
 
@@ -125,6 +130,9 @@ def run_cell(arguments: argparse.Namespace, arm: str, seed: int, rate: float, ta
         geometry=GeometryConfig(measure_every=5, **ARMS[arm]),
         objectives=tuple(SOURCES),
     )
+    if arm.endswith("riemannian"):
+        # Gradients of A and B, each times the inverse Gram matrix of the other (arXiv 2402.02347).
+        trainer.optimizer = create_riemannian_optimizer(trainer.model, torch.optim.AdamW, lr=rate, weight_decay=0.0)
     trainer.train()
     records = [json.loads(line) for line in (work / "geometry.jsonl").read_text().splitlines()]
     for record in records:
@@ -177,6 +185,7 @@ def plot(arguments: argparse.Namespace) -> None:
     titles = ("Validation DPO loss (lower is better)", "Preference accuracy, mean of objectives (higher is better)")
     figure = make_subplots(rows=1, cols=2, subplot_titles=titles)
     colours = ("#555555", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#BCBD22")
+    colours += ("#7F7F7F", "#17BECF", "#A55194", "#637939")
     points = _by_point(arguments.out)
     for arm, colour in zip(ARMS, colours, strict=True):
         curve = []

@@ -29,7 +29,15 @@ def test_all_is_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "told"), [(0.59, "much less"), (0.61, "about what it is"), (0.99, "about what it is"), (1.0, "more than")]
+    ("value", "told"),
+    [
+        (0.59, ", much less than"),
+        (0.61, ", less than"),
+        (0.71, ", less than"),
+        (0.73, ", about what it is"),
+        (0.99, ", about what it is"),
+        (1.0, ", more than"),
+    ],
 )
 def test_thresholds(value: float, told: str) -> None:
     text = " ".join(shared_sentences(WHOLE, _shared(value, value)))

@@ -1,7 +1,8 @@
 """What is left of LoRA's reach without the input directions that all objectives share, in sentences.
 
-Thresholds: the mean γ of what remains is "much less" under three quarters of the ordinary one and "more" from five
-quarters on; the objectives are told apart from the factor on that :mod:`~loralign.report.diagnosis` uses for layers.
+Thresholds: the mean γ of what remains is "much less" under three quarters of the ordinary one, "less" under nine tenths
+and "more" from five quarters on; the objectives are told apart from the factor on that
+:mod:`~loralign.report.diagnosis` uses for layers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from loralign.report.diagnosis import LAYER_FAVOUR, Values, known, mean, pair_va
 from loralign.report.format import cosine_text, listing, significant, whole_percent
 
 MUCH_LESS = 0.75
+LESS = 0.9
 MORE = 1.25
 
 
@@ -53,6 +55,8 @@ def _reach(whole: dict[str, float], remaining: dict[str, float]) -> str:
             f"{sentence}, much less than with them: LoRA's subspace reaches what all objectives share rather than what "
             "sets them apart."
         )
+    if after < LESS * before:
+        return f"{sentence}, less than with them: a part of what LoRA's subspace reaches is what all objectives share."
     if after >= MORE * before:
         return f"{sentence}, more than with them: LoRA's subspace leans to what sets the objectives apart."
     return f"{sentence}, about what it is with them: LoRA's subspace does not lean to the shared directions."
