@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import optuna
 import pytest
-from optuna.trial import Trial
+from optuna.storages import RDBStorage
+from optuna.trial import Trial, TrialState
 
 from loralign.errors import ConfigError
 from loralign.experiments.failure import CellFailed
@@ -112,22 +113,50 @@ def test_a_search_tries_failed_points_again_when_asked(tmp_path: Path) -> None:
     assert set(tried[4:]) == {tried[1]}
 
 
-def test_a_trial_given_to_another_meanwhile_is_left_to_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", ["in the cell", "after it", "as it is told"])
+@pytest.mark.parametrize("end", ["lost", "completed"])
+def test_a_trial_that_another_worker_has_ended_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, end: str
+) -> None:
+    """One takes this worker for dead, or SQLite handed the trial out to both and the other was quicker."""
     work = Work("grid", Storage.beside(tmp_path))
     study = work.open()
     done: list[str] = []
+    told = RDBStorage.set_trial_state_values
+
+    def elsewhere(trial: int, cell: str) -> None:
+        state, values = (TrialState.FAIL, None) if end == "lost" else (TrialState.COMPLETE, [1.0])
+        told(work.storage.open(), trial, state, values)
+        if end == "lost":
+            study.enqueue_trial({"cell": cell})
+
+    def late(storage: RDBStorage, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        if moment == "as it is told" and state.is_finished() and len(done) == 1:
+            monkeypatch.setattr(RDBStorage, "set_trial_state_values", told)
+            elsewhere(trial_id, done[0])
+        return told(storage, trial_id, state, values)
 
     def objective(trial: Trial) -> float:
         cell = trial.suggest_categorical("cell", [one["cell"] for one in CELLS])
-        if not done:
-            # As another worker does that takes this one for dead.
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-            study.enqueue_trial({"cell": cell})
         done.append(cell)
+        if len(done) == 1 and moment != "as it is told":
+            elsewhere(trial._trial_id, cell)
+            if moment == "in the cell":
+                trial.set_user_attr("steps", 1)
         return 0.0
 
+    monkeypatch.setattr(RDBStorage, "set_trial_state_values", late)
     work.run_all(CELLS, objective)
-    assert sorted(done) == sorted([done[0], *(one["cell"] for one in CELLS)])
+    again = [done[0]] if end == "lost" else []
+    assert sorted(done) == sorted([*again, *(one["cell"] for one in CELLS)])
+
+
+def test_a_fault_of_the_code_is_not_taken_for_another_workers_doing(tmp_path: Path) -> None:
+    def objective(trial: Trial) -> float:
+        raise ValueError("matrices do not match")
+
+    with pytest.raises(ValueError, match="matrices do not match"):
+        Work("grid", Storage.beside(tmp_path)).run_all(CELLS, objective)
 
 
 def test_another_fault_than_a_cells_own_ends_the_work(tmp_path: Path) -> None:

@@ -208,20 +208,27 @@ class Work:
             seconds, own = seconds + time.monotonic() - began, own + 1
 
     def _try(self, study: optuna.Study, objective: Objective) -> None:
-        """One trial. One that is interrupted waits again; one that was given to another meanwhile is left to it."""
+        """One trial. One that is interrupted waits again; one that another worker has ended is left to it."""
         begun: list[Trial] = []
+        faults: list[Exception] = []
 
         def noted(trial: Trial) -> float | Sequence[float]:
             begun.append(trial)
-            return _recorded(objective)(trial)
+            try:
+                return _recorded(objective)(trial)
+            except (CellFailed, optuna.exceptions.UpdateFinishedTrialError):
+                raise
+            except Exception as error:
+                faults.append(error)
+                raise
 
         try:
             study.optimize(noted, n_trials=1, catch=(CellFailed,))
-        except (ValueError, AssertionError):
-            # Optuna cannot end a trial that has been ended.
-            if not begun or not _given_away(study, begun[-1]):
+        except (ValueError, AssertionError, optuna.exceptions.UpdateFinishedTrialError):
+            # Optuna cannot end a trial that has been ended; which of these it raises depends on the moment.
+            if faults or not begun or not _ended_elsewhere(study, begun[-1]):
                 raise
-            logger.warning("this worker had gone silent, and its trial was given to another")
+            logger.warning("another worker took this one for dead and has ended its trial, which is left to it")
         except KeyboardInterrupt:
             for trial in begun:
                 study.enqueue_trial(dict(trial.params))
@@ -287,10 +294,10 @@ def _progress(study: optuna.Study, total: int, seconds: float, own: int, distinc
     return Progress(finished, failed, running, total, seconds, own)
 
 
-def _given_away(study: optuna.Study, trial: Trial) -> bool:
-    """Whether another worker took the one that had this trial for dead."""
+def _ended_elsewhere(study: optuna.Study, trial: Trial) -> bool:
+    """Whether another worker has ended this trial: it took it for lost, or SQLite had handed it out to both."""
     found = next(one for one in study.get_trials(deepcopy=False) if one.number == trial.number)
-    return found.state == TrialState.FAIL and not _failed(found)
+    return found.state.is_finished() and not _failed(found)
 
 
 def _one_line(error: Exception) -> str:
