@@ -121,6 +121,22 @@ def test_shared_directions_stay_outside_row_a_and_survive_saving():
         GradientCapture(model, zoo.OBJECTIVES, deflation=1).load_state_dict(saved[1], saved[0])
 
 
+def test_given_directions_serve_one_measurement():
+    model = zoo.lora_model()
+    inputs = zoo.batch()
+    capture = _captured(model, inputs, deflation=0)
+
+    def columns():
+        with capture(IDS):
+            zoo.sample_losses(model, inputs).mean().backward()
+        return {layer.directions.shape[1] for layer in capture._accumulators}
+
+    capture.reset([torch.eye(layer.A.shape[1]).double()[:, :3] for layer in capture.layers])
+    assert columns() == {3}
+    capture.reset()
+    assert columns() == {0}
+
+
 def test_gradients_that_are_not_finite_leave_no_shared_directions():
     model = zoo.lora_model()
     inputs = zoo.batch()

@@ -140,6 +140,18 @@ class _OneLayer:
         return _found(self.model, self.backward, torch.arange(len(self.names)), count, self.names, **options)
 
 
+@pytest.mark.parametrize("options", [{"exact": True}, {"sketch_size": 4}], ids=["exact", "sketched"])
+def test_stacks_have_the_gradients_inner_products_between_inputs(options):
+    # B spans all outputs, so that a sketch's stack is exact too.
+    layer = _OneLayer(3, rows=3, rank=3)
+    capture = GradientCapture(layer.model, layer.names, **options)
+    with capture(torch.arange(len(layer.names))):
+        layer.backward()
+    (stack,) = capture.stacks()
+    gradients = layer.gradients
+    torch.testing.assert_close(stack.mT @ stack, gradients.mT @ gradients, rtol=1e-9, atol=1e-9)
+
+
 def test_what_lies_in_the_columns_of_b_counts_among_the_directions():
     # They span all outputs here, so that nothing is left to the sketch.
     layer = _OneLayer(3, rows=3, rank=3)

@@ -145,6 +145,8 @@ class GradientCapture:
             self._directions = [] if self.exact else list(directions)
         elif self._sums and self.deflation and float(self._shares.sum()) > 0:
             self._directions = [layer.leading_directions(self.deflation) for layer in self._accumulators]
+        elif not self.deflation:
+            self._directions = []
         self._sums.clear()
         self._bases.clear()
         self._versions.clear()
