@@ -62,3 +62,15 @@ def test_one_objective_and_none() -> None:
     assert "a gradient's energy" in first
     assert "about" in second
     assert shared_sentences({"a": None}, alone | {"shared_energy": {"a": None}, "attenuation": {"a": None}}) == []
+
+
+def test_cosines_keep_their_objectives_where_nothing_is_left_of_the_first() -> None:
+    names = "abcd"
+    cosine = [[1.0 if i == j else 0.1 * (i + j) for j in range(4)] for i in range(4)]
+    shared = {
+        "directions": 2,
+        "shared_energy": dict(zip(names, (1.0, 0.5, 0.5, 0.5), strict=True)),
+        "attenuation": dict(zip(names, (0.0, 0.8, 0.8, 0.8), strict=True)),
+        "cosine": {"full": cosine},
+    }
+    assert "is 0.30 (b and c)" in shared_sentences(dict.fromkeys(names, 0.8), shared)[-1]

@@ -41,7 +41,8 @@ def shared_sentences(
     start = f"The {count} input {plural} per layer that all objectives share most {hold} {parts} of {whose} energy"
     if not remaining:
         return [f"{start}: nothing remains without them."]
-    return [f"{start}.", _reach(known(attenuation), remaining), *_differences(remaining, shared, objectives)]
+    differences = _differences(remaining, shared, list(objectives or attenuation))
+    return [f"{start}.", _reach(known(attenuation), remaining), *differences]
 
 
 def _reach(whole: dict[str, float], remaining: dict[str, float]) -> str:
@@ -62,14 +63,16 @@ def _reach(whole: dict[str, float], remaining: dict[str, float]) -> str:
     return f"{sentence}, about what it is with them: LoRA's subspace does not lean to the shared directions."
 
 
-def _differences(remaining: dict[str, float], shared: Mapping[str, Any], objectives: Sequence[str] | None) -> list[str]:
+def _differences(remaining: dict[str, float], shared: Mapping[str, Any], objectives: Sequence[str]) -> list[str]:
     if len(remaining) < 2:
         return []
     low, high = min(remaining, key=remaining.__getitem__), max(remaining, key=remaining.__getitem__)
     sentences = []
     if remaining[high] >= LAYER_FAVOUR * remaining[low]:
         sentences.append(f"Of what remains LoRA reaches {high} best and {low} least.")
-    cosines = pair_values(shared.get("cosine", {}).get("full"), list(objectives or remaining))
+    cosines = pair_values(shared.get("cosine", {}).get("full"), objectives)
+    # Those of what is not there mean nothing.
+    cosines = {pair: value for pair, value in cosines.items() if set(pair) <= set(remaining)}
     if cosines:
         pair = min(cosines, key=cosines.__getitem__)
         sentences.append(
