@@ -169,20 +169,20 @@ class GeometryEngine:
                 dist.broadcast(layer.B.data, src=0)
         return report
 
-    def captured(self) -> GradientStatistics:
-        """Statistics of what has been captured outside a step, over all processes."""
+    def gather(self) -> None:
+        """End what is captured outside a step, and sum it over all processes."""
         self.end_batch()
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             self.capture.all_reduce()
         self.capture.enabled = False
-        return self.capture.statistics("mean")
 
     def refine_captured(self) -> dict[str, Any]:
         """Refine from what has been captured outside a step, as at the start of training; returns the record.
 
         A mode that needs no gradients has nothing to begin with at the start, so ``balanced`` takes its place.
         """
-        before = self.captured()
+        self.gather()
+        before = self.capture.statistics("mean")
         mode = self.config.refine_mode if self._needs_gradients() else "balanced"
         report = self.refine(mode=mode)
         if self.window is not None:

@@ -43,7 +43,8 @@ class MeasuredGeometry(DPOTrainer):
         with self._measuring() as engine:
             # One micro-batch first, to find the directions that all gradients share.
             self._measure(engine, 1)
-            return self._measure(engine, batches * self.args.gradient_accumulation_steps)
+            self._measure(engine, batches * self.args.gradient_accumulation_steps)
+            return engine.capture.statistics("mean")
 
     def measure_without_shared(self, directions: int = SHARED_DIRECTIONS, batches: int = 1) -> WithoutShared:
         """Measure the gradients as a whole, and without the input directions that all objectives share most.
@@ -80,14 +81,12 @@ class MeasuredGeometry(DPOTrainer):
             if own:
                 callback.close()
 
-    def _measure(
-        self, engine: GeometryEngine, micro_batches: int, directions: Sequence[Tensor] | None = None
-    ) -> GradientStatistics:
+    def _measure(self, engine: GeometryEngine, micro_batches: int, directions: Sequence[Tensor] | None = None) -> None:
         engine.capture.enabled = True
         engine.capture.reset(directions)
         self._accumulate_gradients(micro_batches)
         # Summed over processes, so that all of them find the same directions in it.
-        return engine.captured()
+        engine.gather()
 
     def _accumulate_gradients(self, micro_batches: int) -> None:
         self.model.train()
