@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from loralign.experiments.cell import known_settings
 from loralign.experiments.questions import question, results_directory
 
 ASKED: dict[str, Any] = {"own": {"arms": ["plain"]}, "seeds": (0, 1), "base": {"lora_r": 4}}
@@ -16,6 +17,24 @@ ASKED: dict[str, Any] = {"own": {"arms": ["plain"]}, "seeds": (0, 1), "base": {"
 def test_other_arms_seeds_or_recipes_are_another_question(change: dict[str, Any]) -> None:
     assert question(**{**ASKED, **change}) != question(**ASKED)
     assert question(**{**ASKED, "seeds": (1, 0)}) == question(**ASKED)
+
+
+def test_a_question_knows_its_data_by_content(tmp_path: Path) -> None:
+    def asked(place: Path) -> str:
+        own, base = {"pretraining_data": [str(place)]}, {"data": [str(place)], "lora_r": 4}
+        return question(known_settings(own), (0,), known_settings(base))
+
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    first.write_text("1\n")
+    second.write_text("1\n")
+    before = asked(first)
+    assert asked(second) == before
+    first.write_text("22\n")
+    assert asked(first) != before
+
+
+def test_another_number_of_processes_is_another_question() -> None:
+    assert question(**ASKED, accelerate="--num_processes 2") != question(**ASKED)
 
 
 def test_every_question_keeps_its_place_and_the_first_has_the_plain_name(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def run_experiment(
         return
     try:
         from loralign.experiments.arguments import parse_experiment
+        from loralign.experiments.cell import known_settings
         from loralign.experiments.finding import PAGE, RESULTS, TABLE
         from loralign.experiments.questions import question, results_directory
     except ModuleNotFoundError as error:
@@ -64,7 +65,8 @@ def run_experiment(
         helper.wait()
     usual = name.replace(" ", "-")
     decisive = {key: value for key, value in vars(recipe.own).items() if key not in grows}
-    directory = results_directory(options.output, usual, question(decisive, options.seeds, recipe.base))
+    asked = question(known_settings(decisive), options.seeds, known_settings(recipe.base), recipe.experiment.accelerate)
+    directory = results_directory(options.output, usual, asked)
     finding.write(directory)
     if directory.name != usual:
         others = f"{directory.with_name(usual)} holds what was found with other arms, seeds or settings"

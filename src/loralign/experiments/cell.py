@@ -33,6 +33,8 @@ _PLACES = (
     "alignment_data",
     "probe_data",
     "preservation_prompts",
+    "pretraining_data",
+    "models",
 )
 # Where a run goes and whether it goes on says nothing about what it finds.
 _OWN = ("output_dir", "resume", "overwrite")
@@ -137,14 +139,16 @@ def make_cell(
     resolved = flat_settings(_parse(command, _flags(overrides), {**kept, _SEED: seed}))
     identity = {
         "command": command,
-        "settings": {
-            name: known_by_content(value) if name in _PLACES else value
-            for name, value in _without_idle(resolved).items()
-        },
+        "settings": known_settings(_without_idle(resolved)),
         "accelerate": None if accelerate is None else list(accelerate),
         "version": __version__,
     }
     return Cell(command, resolved, tuple(measures), identity_digest(identity))
+
+
+def known_settings(settings: Mapping[str, Any]) -> CellSettings:
+    """Settings of a recipe or of an experiment, with what they name on disk known by its content."""
+    return {name: known_by_content(value) if name in _PLACES else value for name, value in settings.items()}
 
 
 def recipe_of(cell: Cell, output_dir: str) -> Recipe | AdaptRecipe:

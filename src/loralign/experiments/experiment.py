@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from optuna.trial import Trial
 
 from loralign.errors import ConfigError
 from loralign.experiments.cell import Cell, CellSettings, Command, make_cell
+from loralign.experiments.contents import identity_digest
 from loralign.experiments.grid import Progress, Storage, Work
 from loralign.experiments.measuring import Measures
 from loralign.experiments.outcomes import outcome
@@ -162,9 +162,8 @@ def run_arms(
 def study_name(name: str, cells: Collection[Cell]) -> str:
     """The name under which workers find each other: another for other cells, or where other things are measured."""
     measured = {one.fingerprint for cell in cells for one in cell.measures}
-    identity = [sorted(cell.fingerprint for cell in cells), sorted(measured)]
-    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    return f"{name}-{digest[:12]}"
+    identity = {"cells": sorted(cell.fingerprint for cell in cells), "measured": sorted(measured)}
+    return f"{name}-{identity_digest(identity)[:12]}"
 
 
 def start_of(base: CellSettings, output: Path) -> CellSettings:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
@@ -17,7 +14,7 @@ from loralign.data.alignment import LABELS
 from loralign.data.driftcheck import DriftPrompt, load_driftcheck
 from loralign.errors import ConfigError, DataError
 from loralign.experiments.cell import Cell
-from loralign.experiments.contents import contents_digest
+from loralign.experiments.contents import contents_digest, identity_digest
 from loralign.experiments.language import language_rows, score_language
 from loralign.experiments.measurement import Measurement, make_measurement
 from loralign.experiments.store import (
@@ -162,14 +159,10 @@ def _start(cell: Cell) -> CheckSubject:
 def _start_check(store: Path, start: CheckSubject, prompts: str, options: CheckOptions) -> Path:
     """The finished run of the start on the same prompts, made by whoever comes first."""
     contents = [contents_digest(place) for place in (start.model or "", prompts)]
-    identity = [start.model, start.revision, *contents, asdict(options)]
-    place = store / STARTS / _short(identity)
+    identity = {"start": [start.model, start.revision], "contents": contents, "options": asdict(options)}
+    place = store / STARTS / identity_digest(identity)[:16]
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(place.with_suffix(".lock")):
         if not is_run(place):
             check_drift(start, prompts, place, options)
     return place
-
-
-def _short(identity: Sequence[Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

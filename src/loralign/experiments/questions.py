@@ -18,20 +18,24 @@ _DIGITS = 8
 _VERSION = 1
 
 
-def question(own: Mapping[str, Any], seeds: tuple[int, ...], base: Mapping[str, Any]) -> str:
+def question(
+    own: Mapping[str, Any], seeds: tuple[int, ...], base: Mapping[str, Any], accelerate: str | None = None
+) -> str:
     """The fingerprint of what an experiment was asked: its arms by its own settings, its seeds and its recipe.
 
     What is measured is no part of it: asked again with more measures, a question gets a fuller answer.
 
     Args:
-        own: settings of the experiment itself.
+        own: settings of the experiment itself, files known by their contents.
         seeds: of every arm, in any order.
-        base: recipe of every cell.
+        base: recipe of every cell, likewise.
+        accelerate: words that every cell is launched with, since the number of processes is part of the batch.
 
     Returns:
         Hexadecimal.
     """
-    return identity_digest({"own": own, "seeds": sorted(seeds), "base": base}, default=str)
+    identity = {"own": own, "seeds": sorted(seeds), "base": base, "accelerate": accelerate}
+    return identity_digest(identity, default=str)
 
 
 def results_directory(output: Path, name: str, asked: str) -> Path:

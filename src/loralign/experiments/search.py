@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +11,7 @@ from optuna.trial import Trial, TrialState
 
 from loralign.errors import ConfigError, LoralignError
 from loralign.experiments.cell import Cell, CellSettings, Command
+from loralign.experiments.contents import identity_digest
 from loralign.experiments.experiment import Arm, ArmResult, ExperimentOptions
 from loralign.experiments.failure import CellFailed
 from loralign.experiments.grid import FAILURE, Direction, Storage, Work
@@ -116,9 +115,9 @@ def _study_name(name: str, made: _Maker, plan: SearchPlan, options: ExperimentOp
     first = made.cells(_ends(plan.space)[0])
     # A trial has the values of what its worker measured.
     measured = sorted(one.fingerprint for one in options.measures.asked())
-    identity = [sorted(cell.fingerprint for cell in first.values()), measured, plan.identity()]
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    return f"{name}-{plan.sampler}-{digest}"
+    cells = sorted(cell.fingerprint for cell in first.values())
+    digest = identity_digest({"cells": cells, "measured": measured, "plan": plan.identity()})
+    return f"{name}-{plan.sampler}-{digest[:12]}"
 
 
 def _values(trial: Trial, outcomes: Sequence[dict[str, Samples]], keys: tuple[str, str]) -> tuple[float, float]:

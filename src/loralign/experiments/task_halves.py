@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
 from loralign.errors import DataError
 from loralign.experiments.cell import CellSettings
 from loralign.experiments.contents import identity_digest, known_by_content
-from loralign.files import atomic_directory
+from loralign.files import atomic_directory, json_lines
 from loralign.runs import parse_adapt_recipe
 from loralign.runs.adapt import load_task_split
 
@@ -56,12 +54,8 @@ def _write(base: CellSettings, target: Path) -> None:
     files = {_file(half): parts[part] for half, part in zip(HALVES, ("train", "test"), strict=True)}
     with atomic_directory(target) as temporary:
         for name, rows in {**files, _HELD_BACK: validation}.items():
-            (temporary / name).write_text(_lines(rows), encoding="utf-8")
+            (temporary / name).write_text(json_lines(rows), encoding="utf-8")
 
 
 def _file(half: str) -> str:
     return f"{half.replace(' ', '-')}.jsonl"
-
-
-def _lines(rows: Any) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)

@@ -14,7 +14,7 @@ from loralign.evaluation.tasks.comparison import TaskRow, compare_tasks
 from loralign.evaluation.tasks.harness import Task, check_tasks, task_scores
 from loralign.evaluation.tasks.local import local_task
 from loralign.evaluation.tasks.scores import TaskScores, metric_name
-from loralign.files import write_json, write_text
+from loralign.files import json_lines, write_json, write_text
 from loralign.models import LoadedModel, is_adapter, load_adapter, load_start
 from loralign.models.dtype import DtypeName
 from loralign.runs.environment import describe_environment, onto_device
@@ -212,9 +212,8 @@ def _networks(loaded: LoadedModel, adapter: str | Path | None, base: bool, merge
 
 
 def _lines(arms: dict[str, TaskScores]) -> str:
-    """Every answer of every model as JSON lines, in characters that any reader takes."""
-    ones = ((arm, one) for arm, scores in arms.items() for one in scores.samples or ())
-    return "".join(json.dumps({"arm": arm, **asdict(one)}) + "\n" for arm, one in ones)
+    """Every answer of every model as JSON lines."""
+    return json_lines({"arm": arm, **asdict(one)} for arm, scores in arms.items() for one in scores.samples or ())
 
 
 def _without_samples(scores: TaskScores) -> dict[str, Any]:
