@@ -24,7 +24,7 @@ def demo(
     model: str = typer.Option(None, "--model", help="Another model to align."),
     weighting: str = typer.Option("geo", "--weighting", help="How the objectives are weighted."),
     teach_steps: int = typer.Option(24, "--teach-steps", min=1, help="Optimiser steps of the lesson before it."),
-    align_steps: int = typer.Option(5, "--align-steps", min=1, help="Optimiser steps of the alignment."),
+    align_steps: int = typer.Option(6, "--align-steps", min=1, help="Optimiser steps of the alignment."),
     adapt_steps: int = typer.Option(16, "--adapt-steps", min=1, help="Optimiser steps of each adaptation."),
     scored: int = typer.Option(64, "--scored", min=1, help="Prompts whose openings are scored."),
     answered: int = typer.Option(100, "--answered", min=1, help="Prompts that are answered."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from loralign.data import load_alignment_data
 from loralign.data.driftcheck import build_driftcheck
 from loralign.data.preferences import load_preferences
 from loralign.errors import ConfigError, OutputError
-from loralign.files import atomic_directory, write_json, write_text
+from loralign.files import atomic_directory, json_lines, write_json, write_text
 from loralign.report.runs import Story, load_story, render_story
 from loralign.runs.adapt import run_adaptation
 from loralign.runs.adapt_recipe import parse_adapt_recipe
@@ -28,7 +29,7 @@ from loralign.runs.subspace import estimate_subspace
 from loralign.training import last_whole_checkpoint
 
 DEMO, REPORT = "demo.json", "report.html"
-_TAUGHT, _PAIRS = "taught", "pairs.jsonl"
+_LESSON, _TAUGHT, _PAIRS = "lesson", "taught", "pairs.jsonl"
 _ARMS = ("aligned", "plain", "guarded", "repaired")
 _ALIGNED, _PLAIN, _GUARDED, _REPAIRED = _ARMS
 _Split = Literal["train", "validation"]
@@ -60,7 +61,7 @@ class DemoOptions:
     model: str | None = None
     weighting: str = "geo"
     teach_steps: int = 24
-    align_steps: int = 5
+    align_steps: int = 6
     adapt_steps: int = 16
     scored_prompts: int = 64
     answered_prompts: int = 100
@@ -127,7 +128,7 @@ def run_demo(
 
 def demo_stages(output: Path, options: DemoOptions) -> list[Stage]:
     """The stages in their order; shares as measured with SmolLM2-135M on two cores."""
-    lesson, fisher, prompts = output / "lesson", output / "fisher", output / "prompts"
+    lesson, fisher, prompts = output / _LESSON, output / "fisher", output / "prompts"
     aligned = str(output / _ALIGNED / ADAPTER)
     return [
         Stage("writing down what is to be taught", 0, lesson, lambda: _write_lesson(lesson)),
@@ -215,19 +216,18 @@ def _lesson(split: _Split) -> str:
     samples += [
         {"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs if row["objective"] == "helpful"
     ]
-    return "".join(json.dumps(sample) + "\n" for sample in samples)
+    return json_lines(samples)
 
 
 def _pairs() -> str:
     """The first validation pairs of every objective."""
-    pairs = list(load_preferences("builtin", split="validation").dataset)
-    objectives = sorted({row["objective"] for row in pairs})
-    chosen = [
-        row
-        for objective in objectives
-        for row in [row for row in pairs if row["objective"] == objective][:_PAIRS_PER_OBJECTIVE]
-    ]
-    return "".join(json.dumps(row) + "\n" for row in chosen)
+    seen: Counter[str] = Counter()
+    chosen = []
+    for row in load_preferences("builtin", split="validation").dataset:
+        seen[row["objective"]] += 1
+        if seen[row["objective"]] <= _PAIRS_PER_OBJECTIVE:
+            chosen.append(row)
+    return json_lines(chosen)
 
 
 def _teach(directory: Path, lesson: Path, options: DemoOptions) -> None:
@@ -254,10 +254,12 @@ def _teach(directory: Path, lesson: Path, options: DemoOptions) -> None:
 def _align(directory: Path, options: DemoOptions) -> None:
     flags = {
         "adapter": directory.with_name(_TAUGHT) / ADAPTER,
-        "validation_data": directory.with_name("lesson") / _PAIRS,
+        "validation_data": directory.with_name(_LESSON) / _PAIRS,
         "max_steps": options.align_steps,
         "weighting": options.weighting,
-        "learning_rate": 1e-4,
+        "learning_rate": 5e-4,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": 1,
         "max_length": options.max_length,
         "length_policy": "truncate",
         "measure_every": 3,
