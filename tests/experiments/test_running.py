@@ -231,6 +231,28 @@ def test_arms_that_are_done_are_measured_when_more_is_asked_of_them(
     assert (run("mmlu"), work) == ([1, 1], [])
 
 
+def test_an_interrupted_experiment_goes_on_whatever_the_order_of_its_words(
+    adapting: list[str], work: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loralign.experiments.experiment.outcome", lambda record: {})
+    base = base_settings("adapt", adapting)
+    arms = [Arm("plain", {"guard": "none"}), Arm("short", {"guard": "none", "max_steps": 1})]
+    run = run_cell
+
+    def interrupted(*words: Any) -> Any:
+        if work:
+            raise KeyboardInterrupt
+        return run(*words)
+
+    monkeypatch.setattr("loralign.experiments.experiment.run_cell", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_arms("ablate", "adapt", base, arms, ExperimentOptions(tmp_path / "store", (0, 1)))
+    monkeypatch.setattr("loralign.experiments.experiment.run_cell", run)
+    found = run_arms("ablate", "adapt", base, arms[::-1], ExperimentOptions(tmp_path / "store", (1, 0)))
+    assert [one.arm.name for one in found] == ["short", "plain"]
+    assert work == ["run"] * 4
+
+
 def test_workers_that_measure_something_else_do_not_share_trials(adapting: list[str]) -> None:
     names = {
         study_name("ablate", [cell_of(adapting, measures=Measures(tasks=tasks), guard="none")])

@@ -138,11 +138,12 @@ def run_arms(
         raise ConfigError("two arms have one name", place=name, fix="name them differently")
     options.measures.check()
     store = CellStore(options.output)
-    names = [arm.name for arm in arms]
+    # In an order that does not depend on that of the words: Optuna keeps a study's choices and refuses others.
+    names, seeds = sorted(arm.name for arm in arms), sorted(options.seeds)
 
     def objective(trial: Trial) -> float:
         arm = trial.suggest_categorical("arm", names)
-        seed = trial.suggest_categorical("seed", list(options.seeds))
+        seed = trial.suggest_categorical("seed", seeds)
         return run_cell(store, cells[arm, seed], options.launcher).seconds
 
     def wanted(parameters: Mapping[str, Any]) -> bool:
