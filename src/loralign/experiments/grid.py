@@ -32,7 +32,7 @@ Direction = Literal["minimize", "maximize"]
 FAILURE = "failure"
 """Attribute of a trial with the reason why its cell failed."""
 
-_BEGUN = "begun"
+_BEGUN, _AGAIN = "begun", "again"
 
 _HEARTBEAT = 10
 """Seconds between two signs of life of a worker."""
@@ -179,13 +179,17 @@ class Work:
         Args:
             trials: in all.
             objective: of a trial; raises :class:`CellFailed`.
-            again: try the points of failed trials once more, beyond that number.
+            again: try every point once more, beyond that number, that has failed and is in no other state.
         """
         study = self.open()
-        lost = [trial for trial in study.get_trials(deepcopy=False) if _failed(trial)] if again else []
-        for trial in lost:
-            study.enqueue_trial(_parameters(trial), skip_if_exists=False)
-        return self._work(study, objective, trials + len(lost), distinct=False)
+        if again:
+            known = study.get_trials(deepcopy=False)
+            tried = [_parameters(trial) for trial in known if not trial.state.is_finished() or trial.values]
+            for point in [_parameters(trial) for trial in known if _failed(trial)]:
+                if point not in tried:
+                    study.enqueue_trial(point, user_attrs={_AGAIN: True})
+                    tried.append(point)
+        return self._work(study, objective, trials, distinct=False)
 
     def _work(self, study: optuna.Study, objective: Objective, total: int, *, distinct: bool) -> optuna.Study:
         seconds, own, told = 0.0, 0, None
@@ -231,7 +235,9 @@ class Work:
             logger.warning("another worker took this one for dead and has ended its trial, which is left to it")
         except KeyboardInterrupt:
             for trial in begun:
-                study.enqueue_trial(dict(trial.params))
+                study.enqueue_trial(
+                    dict(trial.params), user_attrs={_AGAIN: True} if _AGAIN in trial.user_attrs else None
+                )
             raise
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             raise StateError(
@@ -281,15 +287,20 @@ def _recorded(objective: Objective) -> Objective:
 
 
 def _progress(study: optuna.Study, total: int, seconds: float, own: int, distinct: bool) -> Progress:
-    """Count trials, or sets of parameters where the same may have been handed out twice."""
+    """Count trials, or sets of parameters where the same may have been handed out twice.
+
+    Another try of a trial that had failed is no trial more.
+    """
     trials = study.get_trials(deepcopy=False)
 
     def count(states: Callable[[FrozenTrial], bool]) -> int:
         chosen = [trial for trial in trials if states(trial)]
         return len({tuple(sorted(trial.params.items())) for trial in chosen}) if distinct else len(chosen)
 
-    failed = count(_failed)
-    finished = count(lambda trial: trial.state == TrialState.COMPLETE or _failed(trial))
+    failed = count(lambda trial: _failed(trial) and _AGAIN not in trial.user_attrs)
+    finished = count(
+        lambda trial: (trial.state == TrialState.COMPLETE or _failed(trial)) and _AGAIN not in trial.user_attrs
+    )
     running = count(lambda trial: trial.state == TrialState.RUNNING)
     return Progress(finished, failed, running, total, seconds, own)
 
