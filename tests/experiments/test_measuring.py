@@ -15,7 +15,7 @@ from loralign.data.driftcheck import DriftPrompt, DriftSet, build_driftcheck
 from loralign.data.driftcheck.prompt import prompt_id
 from loralign.data.driftcheck.storage import save_driftcheck
 from loralign.errors import ConfigError, DataError
-from loralign.experiments.cell import Cell
+from loralign.experiments.cell import Cell, make_cell
 from loralign.experiments.measuring import Measures, measure_cell
 from loralign.experiments.store import CellStore, measure_place
 from loralign.runs.driftcheck_options import CheckOptions, CheckSubject
@@ -142,3 +142,22 @@ def test_a_cell_is_measured_with_its_dtype_and_what_cannot_be_followed_is_told(
     # The cell's own seed would draw other solved examples than that of its neighbours.
     assert tasks["settings"]["seed"] == 0
     assert list(tasks["arms"]) == ["adapter"]
+
+
+@pytest.mark.parametrize(("given", "length"), [({}, 256), ({"max_length": 96}, 96)])
+def test_text_is_cut_at_the_length_that_the_recipe_trains_at(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, int], length: int
+) -> None:
+    """Settings hold what differs from the command's defaults, which are no less the recipe's."""
+    text = tmp_path / "text.jsonl"
+    text.write_text('{"text": "a"}\n{"text": "b"}\n')
+    task = tmp_path / "task.jsonl"
+    task.write_text('{"prompt": "a", "completion": "b"}\n' * 4)
+    (asked,) = Measures(language=(str(text),), language_samples=2).asked()
+    cell = make_cell("adapt", {"model": str(model), "data": [str(task)]}, given, 0, [asked])
+    used: list[int] = []
+    monkeypatch.setattr(
+        "loralign.experiments.measuring.score_language", lambda *parts, max_length, dtype: used.append(max_length)
+    )
+    measure_cell(CellStore(tmp_path / "store"), cell, asked)
+    assert used == [length]

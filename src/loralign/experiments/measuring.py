@@ -13,7 +13,7 @@ from filelock import FileLock
 from loralign.data.alignment import LABELS
 from loralign.data.driftcheck import DriftPrompt, load_driftcheck
 from loralign.errors import ConfigError, DataError
-from loralign.experiments.cell import Cell
+from loralign.experiments.cell import Cell, recipe_of
 from loralign.experiments.contents import contents_digest, identity_digest
 from loralign.experiments.language import language_rows, score_language
 from loralign.experiments.measurement import Measurement, make_measurement
@@ -137,7 +137,8 @@ def measure_cell(store: CellStore, cell: Cell, one: Measurement) -> None:
         shutil.copytree(before, check / BASELINE, dirs_exist_ok=True)
     elif one.kind == "language" and not (place / LANGUAGE_FILE).is_file():
         rows = language_rows(one.settings["text"], one.settings["samples"])
-        length = cell.settings.get("max_length")
+        # Settings hold what differs from the command's defaults, the recipe all.
+        length = recipe_of(cell, str(adapter.parent)).training.max_length
         score_language(adapter, rows, place / LANGUAGE_FILE, max_length=length, dtype=dtype)
     elif one.kind == "task" and not (place / TASKS_FILE).is_file():
         # One seed for all cells: solved examples that differ between them would make their documents no longer the
