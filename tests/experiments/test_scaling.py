@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from loralign.experiments.scaling import (
 from loralign.experiments.scaling_page import RATIO, scaling_finding
 from loralign.report.forgetting import ForgettingCurve, forgetting_chart
 from tests.cli.conftest import assert_refused, loralign, with_template
+from tests.experiments.made_up import records
 from tests.models.tiny_models import write_model
 
 __all__ = ["loralign"]
@@ -76,7 +78,7 @@ def cells(
 
 
 def results(found: list[ScalingCell]) -> list[ArmResult]:
-    return [ArmResult(Arm(cell.arm.name), (), ()) for cell in found]
+    return [ArmResult(Arm(cell.arm.name), records(0, 1), ({}, {})) for cell in found]
 
 
 def test_the_ratio_of_a_is_that_of_the_runs(tmp_path: Path) -> None:
@@ -102,6 +104,19 @@ def test_the_ratio_of_a_is_that_of_the_runs(tmp_path: Path) -> None:
     assert all(abs(row["fitted"] - row["value"]) < 0.05 * row["value"] for row in runs)
     (ratio,) = [row for row in rows if row["measure"] == RATIO]
     assert (ratio["kind"], ratio["arm"], ratio["value"], ratio["samples"]) == ("parameter", "shared", shared.value, 16)
+
+
+def test_runs_of_one_seed_settle_nothing_and_three_of_them_have_no_interval() -> None:
+    found = cells()
+    one = [ArmResult(Arm(cell.arm.name), records(0), ({},)) for cell in found]
+    page = scaling_finding(one, found, fit_scaling(found, resamples=RESAMPLES)).page
+    assert page.headline.endswith("One seed, so nothing is settled.")
+    # No other choice of three amounts tells all parameters, so that resamples would all be the runs themselves.
+    three = [cell for cell in cells(sizes={"small": 10**6}, wobble=0.1) if cell.arm.steps < 80]
+    fits = fit_scaling(three, resamples=2000)
+    assert fits.known["shared"].resamples > 100
+    assert math.isnan(fits.known["shared"].parameter(RATIO).low)
+    assert "too few runs for an interval" in scaling_finding(results(three), three, fits).page.headline
 
 
 def test_equal_arms_settle_nothing() -> None:

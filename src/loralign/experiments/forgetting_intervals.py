@@ -23,6 +23,8 @@ from loralign.experiments.forgetting_law import (
 RESAMPLES = 1000
 _FEWEST = 100
 """Resamples that must have had a fit for an interval to be given."""
+_FEWEST_DIFFERENT = 40
+"""Of those, different ones: of fewer none is beyond an end of a 95 % interval on either side."""
 _LARGEST_CONDITION = 1e6
 _UPPER = 0.975
 _BOUNDS = {"β": BETA_BOUNDS, "α": ALPHA_BOUNDS, "E": (0.0, math.inf)}
@@ -79,13 +81,14 @@ class LawEstimate:
 def estimate_law(runs: Sequence[ForgettingRun], *, resamples: int = RESAMPLES, seed: int = 0) -> LawEstimate:
     """Fit the law and say how far its parameters are known.
 
-    Units are resampled with replacement among those of one size, so that every resample has all sizes: how much
-    models of other kinds would depart from the law is not in the intervals, least of all with two sizes. Resamples
-    that no law can be fitted to are left out. Amplitudes of all are taken at the middle of the runs, not at the
-    resample's own. The percentile intervals are widened as Student's t widens those of few degrees of freedom, since
-    resamples vary less than new runs would: by ``√(n/(n−p)) · t₀.₉₇₅,ₙ₋ₚ / z₀.₉₇₅`` for n runs and p parameters, on a
-    logarithmic scale for what is positive. Runs count alike, so where those that forget most also scatter most, the
-    intervals are still too narrow.
+    Units are resampled with replacement among those of one size, so that every resample has all sizes: how much models
+    of other kinds would depart from the law is not in the intervals, least of all with two sizes. Resamples that no law
+    can be fitted to are left out. Amplitudes of all are taken at the middle of the runs, not at the resample's own. The
+    percentile intervals are widened as Student's t widens those of few degrees of freedom, since resamples vary less
+    than new runs would: by ``√(n/(n−p)) · t₀.₉₇₅,ₙ₋ₚ / z₀.₉₇₅`` for n runs and p parameters, on a logarithmic scale for
+    what is positive. Where runs are so few that a law can be fitted to hardly any other choice of them than themselves,
+    such as one seed of three amounts, there is no interval. Runs count alike, so where those that forget most also
+    scatter most, the intervals are still too narrow.
 
     Args:
         runs: of one or more groups, the first of which is the reference.
@@ -96,12 +99,16 @@ def estimate_law(runs: Sequence[ForgettingRun], *, resamples: int = RESAMPLES, s
         DataError: as :func:`~loralign.experiments.forgetting_law.fit_law`.
     """
     fit = fit_law(runs)
-    drawn = [_values(one, fit.middle) for one in _resampled(runs, fit, resamples, seed)]
+    resampled = _resampled(runs, fit, resamples, seed)
+    drawn = [_values(one, fit.middle) for one, _ in resampled]
+    different = len({choice for _, choice in resampled})
     errors = standard_errors(runs, fit)
     parameters = []
     for name, value in _values(fit, fit.middle).items():
-        ends = _interval([one[name] for one in drawn])
-        low, high = (_widened(name, value, end, len(runs), fit.free) for end in ends)
+        low, high = math.nan, math.nan
+        if different >= _FEWEST_DIFFERENT:
+            ends = _interval([one[name] for one in drawn])
+            low, high = (_widened(name, value, end, len(runs), fit.free) for end in ends)
         parameters.append(Parameter(name, value, low, high, errors.get(name, math.nan)))
     return LawEstimate(fit, tuple(runs), tuple(parameters), len(drawn))
 
@@ -148,8 +155,12 @@ def _delta(names: Sequence[str], covariance: FloatArray, gradient: dict[str, flo
     return float(np.sqrt(vector @ covariance @ vector))
 
 
-def _resampled(runs: Sequence[ForgettingRun], fit: LawFit, resamples: int, seed: int) -> list[LawFit]:
-    """Fits of resamples that hold all groups and determine all parameters."""
+_Choice = tuple[tuple[int, ...], ...]
+"""The units of a resample, in order, of every size."""
+
+
+def _resampled(runs: Sequence[ForgettingRun], fit: LawFit, resamples: int, seed: int) -> list[tuple[LawFit, _Choice]]:
+    """Fits of resamples that hold all groups and determine all parameters, and which units they are of."""
     units: dict[float, dict[str, list[ForgettingRun]]] = {}
     for index, run in enumerate(runs):
         units.setdefault(run.size, {}).setdefault(run.unit or str(index), []).append(run)
@@ -157,9 +168,12 @@ def _resampled(runs: Sequence[ForgettingRun], fit: LawFit, resamples: int, seed:
     found = []
     for _ in range(resamples):
         chosen: list[ForgettingRun] = []
+        choice = []
         for one in units.values():
             pool = list(one.values())
-            chosen += [run for index in generator.integers(len(pool), size=len(pool)) for run in pool[index]]
+            drawn = generator.integers(len(pool), size=len(pool)).tolist()
+            choice.append(tuple(sorted(drawn)))
+            chosen += [run for index in drawn for run in pool[index]]
         # Ratios are to the first group, whichever was drawn first.
         chosen.sort(key=lambda run: groups.index(run.group))
         try:
@@ -167,7 +181,7 @@ def _resampled(runs: Sequence[ForgettingRun], fit: LawFit, resamples: int, seed:
         except DataError:
             continue
         if resampled.absent == fit.absent and list(resampled.amplitudes) == groups:
-            found.append(resampled)
+            found.append((resampled, tuple(choice)))
     return found
 
 

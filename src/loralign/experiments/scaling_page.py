@@ -10,7 +10,7 @@ import numpy as np
 
 from loralign.experiments.cell import CellSettings
 from loralign.experiments.experiment import ArmResult, ExperimentOptions
-from loralign.experiments.facts import run_facts
+from loralign.experiments.facts import ONE_SEED, most_seeds, run_facts
 from loralign.experiments.finding import (
     COLUMNS,
     ArmScore,
@@ -49,9 +49,10 @@ _LAW = (
     "other exponents compare to nothing: the ratio is that of the fit whose arms share β, α and E."
 )
 _INTERVALS = (
-    "Brackets are 95 % intervals by bootstrap over runs, those of one seed together, within each size, widened for few "
-    "runs; standard errors are from the curvature at the fit, n/a where a parameter lies on a bound or cannot be told "
-    "from another. Runs count alike, so those that forget most decide most."
+    "Brackets are 95 % intervals by bootstrap over runs, the plain and the guarded one of an amount and a seed "
+    "together, within each size, widened for few runs. Amounts of one seed count as independent, and what other text "
+    "would have said is not in them. Standard errors are from the curvature at the fit, n/a where a parameter lies on "
+    "a bound or cannot be told from another. Runs count alike, so those that forget most decide most."
 )
 _TWO_SIZES = (
     "Two sizes give α a slope through two points: no residual shows whether the law holds in N, and the interval knows "
@@ -92,7 +93,7 @@ def scaling_finding(results: Sequence[ArmResult], cells: Sequence[ScalingCell], 
         tables[:0] = [("Fitted law", _parameter_table(fits)), ("Quality of the fits", _quality_table(fits))]
     page = ExperimentPage(
         title="scaling",
-        headline=headline(fits),
+        headline=headline(fits) + (f" {ONE_SEED}" if fits.known and most_seeds(results) < 2 else ""),
         facts=run_facts(results),
         tables=tables,
         charts=[] if chart is None else [chart],
