@@ -31,8 +31,8 @@ class ControllerArguments:
         metadata={"help": "Drift that may be lost, in nats per token; 0.025 0.05 0.1 0.2 by default."},
     )
     factors: list[float] = field(
-        default_factory=lambda: [0.1, 0.3, 1.0, 3.0, 10.0],
-        metadata={"help": "Of the recipe's three weights, in the sweep of fixed ones; 0.1 0.3 1 3 10 by default."},
+        default_factory=lambda: [0.0, 0.1, 0.3, 1.0, 3.0, 10.0],
+        metadata={"help": "Of the recipe's three weights, in the sweep of fixed ones; 0 0.1 0.3 1 3 10 by default."},
     )
 
 

@@ -7,13 +7,10 @@ from collections.abc import Sequence
 
 from loralign.errors import ConfigError
 from loralign.experiments.cell import CellSettings
-from loralign.experiments.controller_page import against_sweep
+from loralign.experiments.controller_page import WEIGHTS, against_sweep
 from loralign.experiments.experiment import Arm, ExperimentOptions, run_arms, start_of
 from loralign.experiments.finding import Finding
 from loralign.experiments.subspaces import SubspaceSpec, estimated
-
-WEIGHTS = ("lambda_alignment", "lambda_stability", "lambda_collision")
-"""Fields of the penalties' weights, which a factor multiplies alike, as a budget does."""
 
 
 def controller(
@@ -56,9 +53,13 @@ def weight_arms(base: CellSettings, factors: Sequence[float]) -> list[Arm]:
     """An arm for every factor, of all three weights of the recipe and without a budget.
 
     Raises:
-        ConfigError: there is none, one is negative, or one stands there twice; the recipe's weights are all zero.
+        ConfigError: there is none, one is negative, or one stands there twice; the recipe's weights are all zero, or
+            act on nothing.
     """
     _check("--factors", factors, least="at least 0", allowed=all(one >= 0 for one in factors))
+    if base["guard_mode"] != "penalty":
+        mode = base["guard_mode"]
+        raise ConfigError(f"{mode} has no weights to multiply", place="--guard_mode", fix="use penalty")
     weights = {name: float(base[name]) for name in WEIGHTS}
     if not any(weights.values()):
         raise ConfigError(

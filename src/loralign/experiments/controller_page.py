@@ -27,10 +27,13 @@ from loralign.experiments.outcomes import LEGEND
 from loralign.experiments.selection import Known, Limit, best_within, estimates
 from loralign.report.experiment import ExperimentPage
 from loralign.report.families import Family, families_chart
+from loralign.report.format import listing, significant, whole_percent
 from loralign.report.theme import Chart, Table
 from loralign.report.trade import TradePoint
 
 _DRIFT, _GAIN = "drift", "task_gain"
+WEIGHTS = ("lambda_alignment", "lambda_stability", "lambda_collision")
+"""Fields of the penalties' weights, which a factor multiplies alike, as a budget does."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,11 @@ class BudgetRow:
     best_gain: Estimate | None = None
     difference: ArmScore | None = None
 
+    @property
+    def used(self) -> float:
+        """The share of the budget that the drift is."""
+        return self.drift.value / self.budget
+
 
 def against_sweep(held: Sequence[ArmResult], fixed: Sequence[ArmResult]) -> Finding:
     """Budget by budget, what the controller attained and the best fixed weights that keep to it, with a chart.
@@ -76,13 +84,14 @@ def against_sweep(held: Sequence[ArmResult], fixed: Sequence[ArmResult]) -> Find
     rows = budget_rows(held, fixed, scores)
     if not rows:
         raise nothing_finished(results, "controller", "no arm with a budget has finished")
+    finished = sum(one.arm.name in known for one in fixed)
     page = ExperimentPage(
         title="controller",
-        headline=_headline(rows, len(fixed)) + (f" {ONE_SEED}" if most_seeds(results) < 2 else ""),
+        headline=_headline(rows, len(held), finished) + (f" {ONE_SEED}" if most_seeds(results) < 2 else ""),
         facts=_facts(held, fixed),
-        tables=[("Budget by budget", _table(rows, len(fixed))), ("All arms", score_table(scores))],
+        tables=[("Budget by budget", _table(rows, finished)), ("All arms", score_table(scores))],
         charts=[_chart(held, fixed, known, [row.budget for row in rows])],
-        notes=[*failure_notes(results), *_remarks(results, len(fixed)), LEGEND],
+        notes=[*failure_notes(results), *_slack(rows, fixed, known), *_remarks(results, len(fixed)), LEGEND],
     )
     differences = [row.difference for row in rows if row.difference is not None]
     return Finding(page, _columns([*scores, *differences], results))
@@ -115,7 +124,7 @@ def _row(held: ArmResult, fixed: Sequence[ArmResult], known: Known, highest: flo
 
 def _table(rows: Sequence[BudgetRow], runs: int) -> Table:
     headings = (
-        *("budget", "drift attained", "met", "task gain", "best fixed λ", "its drift", "its task gain"),
+        *("budget", "drift attained", "used", "met", "task gain", "best fixed λ", "its drift", "its task gain"),
         *("gain, controller − fixed", "runs, controller", "runs, sweep"),
     )
     return Table(headings, tuple(_cells(row, runs) for row in rows))
@@ -125,6 +134,7 @@ def _cells(row: BudgetRow, runs: int) -> tuple[str, ...]:
     return (
         f"{row.budget:g}",
         estimate_text(row.drift),
+        whole_percent(row.used),
         row.met,
         estimate_text(row.gain),
         row.best or "none keeps to it",
@@ -140,16 +150,16 @@ def _text(found: Estimate | None, *, sign: bool = False) -> str:
     return "" if found is None else estimate_text(found, sign=sign)
 
 
-def _headline(rows: Sequence[BudgetRow], runs: int) -> str:
-    """How many budgets either met, and what the controller gained more or less where both did."""
+def _headline(rows: Sequence[BudgetRow], budgets: int, runs: int) -> str:
+    """How many budgets either met, how much of them was used, and what the controller gained where both met one."""
     met = sum(row.met != "no" for row in rows)
     found = sum(row.best is not None for row in rows)
     both = [row.difference.value for row in rows if row.met != "no" and row.difference is not None]
     settled = [one for one in both if not one.doubt]
     more, less = sum(one.low > 0 for one in settled), sum(one.high < 0 for one in settled)
     text = (
-        f"The controller met {met} of {len(rows)} budgets with one run each; the best of {runs} fixed weights met "
-        f"{found}."
+        f"The controller met {met} of {budgets} budgets with one run each, drifting by {_shares(rows)} of them; the "
+        f"best of {runs} fixed weights met {found}."
     )
     if not both:
         return f"{text} There is no budget that both met."
@@ -157,6 +167,25 @@ def _headline(rows: Sequence[BudgetRow], runs: int) -> str:
         f"{text} Of the {len(both)} that both met, the controller's task gain is higher in {more}, lower in {less}, "
         f"and not told apart in {len(both) - more - less}."
     )
+
+
+def _shares(rows: Sequence[BudgetRow]) -> str:
+    used = sorted(row.used for row in rows)
+    low, high = whole_percent(used[0]), whole_percent(used[-1])
+    return low if low == high else f"{low} to {high}"
+
+
+def _slack(rows: Sequence[BudgetRow], fixed: Sequence[ArmResult], known: Known) -> list[str]:
+    """Budgets that ask for nothing, since training without a guard keeps to them too."""
+    free = [one for one in fixed if one.arm.name in known and not any(one.arm.overrides[name] for name in WEIGHTS)]
+    if not free:
+        return ["Without a factor of 0 nothing says which budgets training without a guard would keep to as well."]
+    drift = known[free[0].arm.name][_DRIFT].value
+    slack = [f"{row.budget:g}" for row in rows if drift <= row.budget]
+    if not slack:
+        return []
+    ask = "asks" if len(slack) == 1 else "ask"
+    return [f"Without a guard drift is {significant(drift)}, so that {listing(slack)} {ask} for nothing."]
 
 
 def _facts(held: Sequence[ArmResult], fixed: Sequence[ArmResult]) -> list[tuple[str, str]]:
