@@ -84,6 +84,9 @@ def test_a_driftcheck_takes_the_place_of_the_runs_own_refusals_where_it_was_aske
         write_columns(place / "responses.parquet", columns)
     found = outcome(record)
     assert [value(found[key]) for key in ("refusal", "retention", "over_refusal")] == [0.5, 0.5, 1.0]
+    # A start that refuses nothing of the set has nothing to keep, whatever it refused of the run's own prompts.
+    write_columns(check / "baseline/responses.parquet", {**columns, "refused": [0.0, 0.0, 0.0]})
+    assert "retention" not in outcome(record)
     # Asked by another experiment, but not by this.
     assert value(outcome(replace(record, measures=()))["refusal"]) == pytest.approx(1 / 3)
     with pytest.raises(StateError, match=r"responses\.parquet"):

@@ -97,6 +97,12 @@ def test_without_judged_answers_protection_is_drift() -> None:
     assert found[0].sentences() == ["rank: protection (drift) saturates at 16; task gain falls from 32 on."]
 
 
+def test_what_is_left_of_hardly_any_refusals_decides_nothing() -> None:
+    little = {"retention": (Ratio(np.ones(9), np.ones(9)),)}
+    few = [ArmResult(one.arm, one.cells, tuple({**each, **little} for each in one.outcomes)) for one in made()]
+    assert {one.protection for one in factor_results(few, settings(FACTORS, OWN), FACTORS, OWN)} == {"drift"}
+
+
 def test_a_factor_of_the_full_grid_is_judged_by_the_mean_over_the_others() -> None:
     factors = Factors(rank=(8, 16), sketch=(), samples=(24, 48), projection=())
     results = [

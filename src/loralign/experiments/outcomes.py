@@ -70,6 +70,7 @@ LEGEND = (
 """What the titles mean, for below a table."""
 
 OBJECTIVE, TASK = "accuracy:", "task:"
+_OF_ANSWERS = ("refusal", "over_refusal", "retention")
 
 
 def measure(key: str) -> Measure:
@@ -108,7 +109,8 @@ def outcome(record: CellRecord) -> dict[str, Samples]:
     """
     found = _adaptation(record.run / SAMPLE_SCORES) if record.command == "adapt" else _alignment(record)
     for place in record.measured("driftcheck"):
-        found |= _check(place / CHECK_DIRECTORY)
+        # All of the run's own, since those of two sets of prompts in one row would be read as of one.
+        found = {key: one for key, one in found.items() if key not in _OF_ANSWERS} | _check(place / CHECK_DIRECTORY)
     for place in record.measured("language"):
         losses = read_language(place / LANGUAGE_FILE)
         now = _mean(np.array(losses.after))

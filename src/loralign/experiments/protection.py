@@ -13,7 +13,9 @@ from loralign.experiments.saturation import changes, differences, first_fall, sa
 from loralign.experiments.seed_means import SeedEstimate
 
 GAIN = "task_gain"
-_PROTECTIONS = ("retention", "drift")
+_RETENTION, _DRIFT = "retention", "drift"
+_FEWEST = 10
+"""Refusals of the start that what is left of them must be a share of to say anything."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +26,8 @@ class FactorResult:
         factor: which.
         results: one for each value that has finished cells, named by it, ascending where values have an order; in a
             full grid with the cells of all arms that have the value, grouped by the other factors.
-        protection: measure of it, ``retention``, or ``drift`` where no answers were judged.
+        protection: measure of it, ``retention``, or ``drift`` where no answers were judged or the start refused too
+            few prompts.
     """
 
     factor: str
@@ -49,10 +52,12 @@ class FactorResult:
         if index == len(names) - 1:
             text = f"{self.factor}: {protection} still improves at the largest value, {names[-1]}"
         elif index == 0:
-            text = f"{self.factor}: no value up to {names[-1]} improves {protection} on the smallest, {names[0]}"
+            text = (
+                f"{self.factor}: no value up to {names[-1]} is seen to improve {protection} on the smallest, {names[0]}"
+            )
         else:
             text = f"{self.factor}: {protection} saturates at {names[index]}"
-        text += f"; task gain {'does not fall' if fall is None else f'falls from {names[fall]} on'}"
+        text += f"; task gain {'is not seen to fall' if fall is None else f'falls from {names[fall]} on'}"
         return [f"{text}{_doubt([*better.values(), *gain.values()])}."]
 
     def differences(self) -> list[ArmScore]:
@@ -87,7 +92,11 @@ def factor_results(
         own: the recipe's.
     """
     known = {result.arm.name: result for result in results}
-    judged = all("retention" in result.keys for result in results if result.outcomes)
+    judged = all(
+        _RETENTION in outcome and all(one.size >= _FEWEST for one in outcome[_RETENTION])
+        for result in results
+        for outcome in result.outcomes
+    )
     found = []
     for factor in FACTORS:
         gathered = []
@@ -99,7 +108,7 @@ def factor_results(
                 groups = tuple(_others(one, factor) for one, arm in arms for _ in arm.cells)
                 gathered.append(ArmResult(Arm(str(value)), cells, outcomes, groups=groups))
         if gathered:
-            found.append(FactorResult(factor, tuple(gathered), _PROTECTIONS[0 if judged else 1]))
+            found.append(FactorResult(factor, tuple(gathered), _RETENTION if judged else _DRIFT))
     return found
 
 
