@@ -67,9 +67,13 @@ def test_tables_tell_depth_and_kind_apart() -> None:
 def test_the_headline_judges_mid_to_deep_layers_alone() -> None:
     passing, failing = agreeing("subspace, seeds", 0.1, 0.9), agreeing("ΔW_A, plain", 0.99, 0.2)
     both = stability_finding([passing, failing], [], 0.85)
-    assert "subspace, seeds passes; subspace, seeds 0.900 (100\u00a0% of layers above)" in both.page.headline
+    assert "all that could pass do; subspace, seeds 0.900 (100\u00a0% of layers above)" in both.page.headline
     assert "ΔW_A, plain 0.200 (0\u00a0% of layers above)" in both.page.headline
-    assert "none passes" in stability_finding([failing], [], 0.85).page.headline
+    # Adapters with different first A cannot reach it; those of halves of the data share theirs.
+    assert "nothing that could pass is compared" in stability_finding([failing], [], 0.85).page.headline
+    halves = agreeing("ΔW_A, plain, halves", 0.99, 0.2)
+    assert "none passes" in stability_finding([halves], [], 0.85).page.headline
+    assert "subspace, seeds passes;" in stability_finding([passing, halves, failing], [], 0.85).page.headline
     assert "all pass" in stability_finding([passing], [], 0.85).page.headline
 
 

@@ -42,6 +42,19 @@ def test_the_cosine_is_that_of_the_dense_projected_updates(projection: Projectio
     assert update_similarity(first, second, subspace, projection) == pytest.approx(expected, abs=1e-6)
 
 
+def test_the_same_gradient_through_two_random_first_a_gives_updates_that_agree_by_r_over_n() -> None:
+    """Why ΔW_A of two seeds is not held to a threshold: its first step is ``−η G AᵀA``, of a random A each."""
+    rows, columns, rank = 40, 200, 10
+    found = []
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        gradient = torch.randn(rows, columns, generator=generator)
+        downs = [torch.randn(rank, columns, generator=generator) for _ in range(2)]
+        first, second = (SavedFactors(down, -gradient @ down.mT) for down in downs)
+        found.append(update_similarity(first, second, directions(8, seed, rows)))
+    assert sum(found) / len(found) == pytest.approx(rank / columns, rel=0.25)
+
+
 @hypothesis_settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), factor=st.floats(0.1, 10), projection=st.sampled_from(["hard", "soft"]))
 def test_an_update_written_otherwise_is_the_same_and_its_opposite_the_opposite(
