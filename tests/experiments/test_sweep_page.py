@@ -55,8 +55,8 @@ def test_the_bound_itself_is_within_and_less_is_better_of_a_loss() -> None:
     assert best_within(exact, [Limit("drift", 0.25)], "task_loss") == "a"
     both = estimates(arm_scores([made_up(name, {}, {"task_loss": loss}) for name, loss in (("a", 2.0), ("b", 1.0))]))
     assert best_within(both, [], "task_loss") == "b"
-    assert nearest(known(), Limit("drift", 0.001)) == "1: lora_r 1"
-    assert nearest(known(), Limit("retention", 0.95)) == "1: lora_r 1"
+    assert nearest(known(), [Limit("drift", 0.001)]) == "1: lora_r 1"
+    assert nearest(known(), [Limit("retention", 0.95)]) == "1: lora_r 1"
 
 
 def test_a_recommendation_names_its_budget_its_values_and_how_to_use_it() -> None:
@@ -88,6 +88,15 @@ def test_a_stated_reference_and_a_budget_that_none_keeps_to_are_told() -> None:
     page = swept("sweep adapt", TRIALS, PLAN, []).page
     assert page.headline.startswith("3 of 4 trials are on the front")
     assert not any(note.startswith("To use it") for note in page.notes)
+
+
+def test_the_nearest_trial_is_that_whose_worst_excess_is_least() -> None:
+    far = made_up("1: lora_r 4", {"lora_r": 4}, *[{"retention": 0.5, "task_gain": 0.1, "drift": 0.01}] * 2)
+    near = made_up("2: lora_r 8", {"lora_r": 8}, *[{"retention": 0.89, "task_gain": 0.1, "drift": 0.04}] * 2)
+    page = swept("sweep adapt", [far, near], PLAN, [Limit("drift", 0.05), Limit("retention", 0.9)]).page
+    # Of the limits only the broken one is told.
+    assert "Nearest is trial 2: lora_r 8, with refusals kept 0.890" in page.headline
+    assert "with drift" not in page.headline
 
 
 def test_a_recommendation_whose_interval_leaves_the_budget_says_so() -> None:

@@ -68,7 +68,17 @@ def best_within(known: Known, limits: Sequence[Limit], key: str) -> str | None:
     return max(within, key=lambda arm: sign * known[arm][key].value, default=None)
 
 
-def nearest(known: Known, limit: Limit) -> str | None:
-    """The arm that is beyond the limit by least, or within it by most."""
-    measured = [arm for arm, values in known.items() if limit.measure in values]
-    return min(measured, key=lambda arm: limit.excess(known[arm][limit.measure].value), default=None)
+def nearest(known: Known, limits: Sequence[Limit]) -> str | None:
+    """The arm whose worst excess, as a share of the bound, is least.
+
+    Args:
+        known: of :func:`estimates`.
+        limits: at least one; an arm that lacks a measure of them does not count.
+    """
+
+    def worst(arm: str) -> float:
+        values = known[arm]
+        return max(one.excess(values[one.measure].value) / (abs(one.bound) or 1.0) for one in limits)
+
+    measured = [arm for arm, values in known.items() if all(one.measure in values for one in limits)]
+    return min(measured, key=worst, default=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loralign.evaluation.bootstrap import Estimate
@@ -103,8 +103,8 @@ def _headline(
         doubt = f"; the interval of {' and '.join(measure(one.measure).title for one in unsure)} reaches beyond"
         return f"Recommended within {told}: trial {chosen}, with {text}{doubt if unsure else ''}."
     if limits:
-        closest = nearest(known, limits[0])
-        near = "" if closest is None else f" Nearest is trial {closest}, with {_told(known, closest, limits[0])}."
+        closest = nearest(known, limits)
+        near = "" if closest is None else f" Nearest is trial {closest}, with {_broken(known[closest], limits)}."
         return f"No trial keeps to {told}, so none is recommended.{near}"
     return (
         f"{len(best)} of {len(known)} trials {'is' if len(best) == 1 else 'are'} on the front of "
@@ -113,8 +113,10 @@ def _headline(
     )
 
 
-def _told(known: Known, arm: str, limit: Limit) -> str:
-    return f"{measure(limit.measure).title} {estimate_text(known[arm][limit.measure])}"
+def _broken(values: Mapping[str, Estimate], limits: Sequence[Limit]) -> str:
+    """What it has of the measures whose limits it does not keep."""
+    beyond = [one.measure for one in limits if one.excess(values[one.measure].value) > 0]
+    return " and ".join(f"{measure(key).title} {estimate_text(values[key])}" for key in beyond)
 
 
 def _reaches(found: Estimate, limit: Limit) -> bool:
