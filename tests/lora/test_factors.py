@@ -40,6 +40,15 @@ def test_tiny_direction_of_a_float32_factor_is_dropped():
     assert column_basis(factor).rank == 2
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_factors_have_all_their_directions(dtype):
+    """TRL keeps the adapter of a quantised model in bfloat16, whose epsilon times the rows is above one."""
+    factor = _matrix(1536, 16, 16, 5, torch.float32).to(dtype)
+    basis = column_basis(factor)
+    assert basis.rank == 16
+    torch.testing.assert_close(basis.Q @ basis.Q.mT, dense_projector(factor.double()).float(), atol=1e-5, rtol=0)
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 999), inner=st.integers(1, 5))
 def test_factored_inner_products_equal_dense_ones(seed, inner):

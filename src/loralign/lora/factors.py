@@ -51,7 +51,7 @@ def column_bases(factors: Sequence[Tensor]) -> list[Basis]:
 
     The ``r × r`` Gram matrices are taken in float64 and decomposed in one batch per rank. A direction counts as zero
     when its singular value is at most ``max(d, r)·eps`` of the largest, with the machine epsilon of the factor's own
-    dtype (numpy's rule for ``matrix_rank``). The Gram matrix squares the condition number, but in float64 the
+    dtype, that of float32 where it has 16 bits (numpy's rule for ``matrix_rank``). The Gram matrix squares the condition number, but in float64 the
     directions that pass this bound for a float32 factor keep eight digits.
     """
     grams: list[Tensor] = []
@@ -86,8 +86,11 @@ def _bases(factors: list[Tensor], grams: Tensor) -> list[Basis]:
 
 def _resolution(factor: Tensor) -> float:
     size = max(factor.shape)
+    # What 16-bit factors hold is taken as it is, like that of float32: their own epsilon, times a few hundred rows, is
+    # above one, and would leave no direction at all of an adapter kept in bfloat16.
+    epsilon = min(torch.finfo(factor.dtype).eps, torch.finfo(torch.float32).eps)
     # float64 factors are limited by the Gram matrix's own rounding: half of their digits.
-    resolution: float = max(size * torch.finfo(factor.dtype).eps, (size * torch.finfo(torch.float64).eps) ** 0.5)
+    resolution: float = max(size * epsilon, (size * torch.finfo(torch.float64).eps) ** 0.5)
     return resolution
 
 
