@@ -148,6 +148,21 @@ def test_clipping_keeps_the_sum_and_the_box(seed):
     torch.testing.assert_close(ratios, ratios[:1].expand(len(ratios)))
 
 
+@settings(max_examples=60, deadline=None)
+@given(weights=st.lists(st.sampled_from([0.0, 0.0, 0.5, 1.0]), min_size=2, max_size=5).filter(any))
+def test_weights_of_nothing_are_lifted_where_the_others_cannot_make_up_the_sum(weights):
+    """MGDA and least squares give vertices, such as (0, 3, 0) where no weight may move by more than half."""
+    raw = torch.tensor(weights, dtype=torch.float64)
+    raw = raw * len(raw) / raw.sum()
+    low, high = torch.full_like(raw, 1 / 1.5), torch.full_like(raw, 1.5)
+    clipped = clip_weights(raw, low, high)
+    assert (clipped >= low - 1e-9).all()
+    assert (clipped <= high + 1e-9).all()
+    torch.testing.assert_close(clipped.sum(), raw.sum())
+    # The order of the weights is that of the raw ones.
+    assert (clipped[raw.argmax()] >= clipped - 1e-9).all()
+
+
 def test_smoothing_is_a_ratio_of_averages():
     first, second = statistics_of(random_layers(1)), statistics_of(random_layers(2))
     smoothed = SmoothedWeighting(GeoWeighting(), decay=0.75, bounds=(0.01, 100.0), max_change=1e6)

@@ -15,6 +15,7 @@ from loralign.errors import ConfigError, StateError
 from loralign.geometry.weighting import Weighting
 
 _STATE_VERSION = 1
+_NEARLY_ZERO = 1e-9
 
 
 def clip_weights(weights: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -23,12 +24,16 @@ def clip_weights(weights: Tensor, low: Tensor, high: Tensor) -> Tensor:
     A plain clip would change ``Σw``, and rescaling after it would leave the box. ``c`` is found by a bracketed root
     search on the monotone ``c ↦ Σ clip(c·w, low, high) − Σw``.
 
+    Zeros, as a weighting at a vertex of the simplex gives them, count as nearly zero: no factor would lift them out of
+    ``low`` where the others alone cannot make up the sum.
+
     Args:
-        weights: ``(K,)``, not negative.
+        weights: ``(K,)``, not negative, not all zero.
         low: ``(K,)``.
         high: ``(K,)``; ``Σ low ≤ Σ w ≤ Σ high``.
     """
     goal = float(weights.sum())
+    weights = weights.clamp_min(_NEARLY_ZERO * goal)
 
     def excess(log_scale: float) -> float:
         return float((weights * math.exp(log_scale)).clamp(low, high).sum()) - goal
