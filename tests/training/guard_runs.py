@@ -69,6 +69,7 @@ def trainer(
     data: GuardData | None = None,
     callbacks: list[Any] | None = None,
     double: bool = False,
+    lora: dict[str, Any] | None = None,
     **options: Any,
 ) -> Any:
     model = models.build("llama")
@@ -77,7 +78,7 @@ def trainer(
         "args": sft_config(output, **options),
         "train_dataset": samples().remove_columns("label"),
         "processing_class": models.character_tokenizer(),
-        "peft_config": LoraConfig(**LORA),
+        "peft_config": LoraConfig(**{**LORA, **(lora or {})}),
         "callbacks": callbacks,
     }
     if kind is GuardedSFTTrainer:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 from trl import SFTTrainer
 
+from loralign.data.completions import Completion
 from loralign.guard import PenaltyWeights, ProbeSet, update_shares
 from loralign.lora import canonical_name, lora_layers
 from loralign.training import GuardCallback, GuardConfig, GuardData, GuardedSFTTrainer, GuardEngine
+from loralign.training.record_log import RecordLog
 from tests.evaluation import models
 from tests.training import guard_runs, runs
 from tests.training.guard_runs import PROBE, STRONG, StopAt, records
@@ -294,3 +297,76 @@ def _load(model: Any, values: dict[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(values[name])
+
+
+def test_a_resumed_run_knows_the_start_of_what_else_the_adapter_trains(tmp_path: Path) -> None:
+    """A head among ``modules_to_save`` is no factor that zero takes out."""
+
+    def make(directory: Path) -> Any:
+        options = {"save_strategy": "steps", "save_steps": 2, "lora": {"modules_to_save": ["lm_head"]}}
+        return guard_runs.trainer(directory, GuardConfig(probe_every=1), data=PROBE, **options)
+
+    make(tmp_path / "whole").train()
+    cut = make(tmp_path / "cut")
+    cut.add_callback(StopAt(3))
+    cut.train()
+    make(tmp_path / "cut").train(resume_from_checkpoint=True)
+    drifts = [[one["kl"] for one in records(tmp_path / name, "probe")] for name in ("whole", "cut")]
+    assert drifts[0][-1] > 1e-3
+    assert drifts[1] == pytest.approx(drifts[0], rel=1e-4)
+
+
+def test_a_run_that_is_made_longer_estimates_again_in_its_new_part(tmp_path: Path) -> None:
+    data = GuardData(alignment=guard_runs.completions(16))
+    for steps in (4, 8):
+        one = guard_runs.trainer(
+            tmp_path,
+            GuardConfig(reestimate_every=0.25),
+            held=guard_runs.subspace(),
+            data=data,
+            max_steps=steps,
+            save_strategy="steps",
+            save_steps=4,
+        )
+        one.train(resume_from_checkpoint=steps == 8)
+    assert [record["step"] for record in records(tmp_path, "reestimate")] == [0, 1, 2, 5]
+
+
+def test_a_random_subspace_stays_random(tmp_path: Path) -> None:
+    """It is the control: estimated again it would be what it is compared with."""
+    data = GuardData(alignment=guard_runs.completions(16))
+    held = guard_runs.subspace().random_like(0)
+    one = guard_runs.trainer(tmp_path, GuardConfig(reestimate_every=1), held=held, data=data)
+    one.train()
+    assert records(tmp_path, "reestimate") == []
+
+
+def test_the_norm_of_a_skipped_step_is_left_out_of_the_log(tmp_path: Path) -> None:
+    callback = GuardCallback(None)
+    callback.log = RecordLog(tmp_path / "guard.jsonl")
+    logs = {"loss": 1.5, "learning_rate": 1e-3, "grad_norm": float("inf")}
+    callback.on_log(None, TrainerState(global_step=1), None, logs=logs)
+    assert records(tmp_path, "train") == [{"kind": "train", "step": 0, "loss": 1.5, "learning_rate": 1e-3}]
+
+
+def test_two_means_of_the_tasks_loss_are_not_compared(tmp_path: Path) -> None:
+    told: list[float] = []
+    for held_back in ([], guard_runs.completions(2)):
+        callback = GuardCallback(None, data=GuardData(held_back=held_back))
+        callback.engine = SimpleNamespace(task_loss=lambda step, loss: told.append(loss) or [])
+        callback.on_evaluate(None, TrainerState(global_step=1), None, metrics={"eval_loss": 2.0})
+    assert told == [2.0]
+
+
+def test_the_curvatures_samples_keep_their_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(
+        "loralign.training.guard_engine.estimate_curvature", lambda *_, max_length, **__: taken.append(max_length) or []
+    )
+    long = Completion(list(range(3, 303)), 290)
+    model = get_peft_model(models.build("llama"), LoraConfig(**guard_runs.LORA))
+    engine = GuardEngine(
+        model, guard_runs.subspace(), GuardConfig(task_curvature="diagonal"), GuardData(task=[long, *PROBE.probe])
+    )
+    engine._task_curvature()
+    assert taken == [300]

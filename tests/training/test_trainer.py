@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
 from trl import DPOTrainer
 
 from loralign.errors import ConfigError, DataError, NonFiniteError
@@ -222,3 +225,55 @@ def test_wrong_use_is_named(tmp_path):
         GeometryConfig(measure_every=-1)
     with pytest.raises(ConfigError, match="did you mean 'geo'"):
         GeometryConfig(weighting="gei")
+
+
+class Interrupt(TrainerCallback):
+    """Cuts a training off in the middle of a step's gradients, once."""
+
+    def __init__(self) -> None:
+        self.left = True
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if self.left and state.global_step == 2:
+            self.left = False
+            raise KeyboardInterrupt
+
+
+def test_a_training_that_was_cut_off_leaves_nothing_in_the_way_of_the_next(tmp_path):
+    """In a notebook the same trainer trains again; old hooks would cut the new weights out of the graph."""
+    config = GeometryConfig(weighting="norm", measure_every=1)
+    trainer = runs.trainer(tmp_path / "again", config)
+    start = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.add_callback(Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    with torch.no_grad():
+        for name, parameter in trainer.model.named_parameters():
+            parameter.copy_(start[name])
+    trainer.model.zero_grad()
+    # Transformers keeps these and their moments.
+    trainer.optimizer = trainer.lr_scheduler = None
+    trainer.train()
+    once = runs.trainer(tmp_path / "once", config)
+    once.train()
+    again, expected = runs.adapter(trainer), runs.adapter(once)
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in trainer.model.modules()]
+    assert sum(hooks) == sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in once.model.modules())
+
+
+def test_the_best_model_is_found_under_the_name_that_its_checkpoint_has(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    options |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    trainer = runs.trainer(
+        tmp_path, GeometryConfig(), extra={"eval_dataset": runs.pairs(6, seed=4)}, save_total_limit=2, **options
+    )
+    trainer.train()
+    # The loss falls, and the greatest was asked for.
+    best = Path(trainer.state.best_model_checkpoint)
+    assert best == tmp_path / "checkpoint-1"
+    told = json.loads((tmp_path / "checkpoint-4/trainer_state.json").read_text())["best_model_checkpoint"]
+    assert told == str(best)
+    kept = load_file(best / "adapter_model.safetensors")
+    found = {name.replace(".default", ""): value for name, value in runs.adapter(trainer).items()}
+    assert all(torch.equal(found[name], kept[name]) for name in kept)

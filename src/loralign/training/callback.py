@@ -93,7 +93,8 @@ class GeometryCallback(TrainerCallback):
             self.log.append(self.start())
 
     def attach(self, model: nn.Module, seed: int) -> None:
-        """Put the hooks on the model."""
+        """Put the hooks on the model, in place of those of a training that was cut off."""
+        self.close()
         self.engine = GeometryEngine(model, self.objectives, self.target, self.config, seed=seed)
         self._hook = model.register_forward_pre_hook(self._take_ids, with_kwargs=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,8 @@ class GuardCallback(TrainerCallback):
         checkpoint = self._resume or (output / f"checkpoint-{state.global_step}" if state.global_step else None)
         if checkpoint is not None and has_state(checkpoint, GUARD_STATE):
             self.engine.load_state_dict(*load_state(checkpoint, GUARD_STATE))
+            # A resumed run may be longer than it was to be.
+            self.engine.monitors.total_steps = state.max_steps
         else:
             self._record(self.engine.start(state.max_steps))
 
@@ -119,7 +122,10 @@ class GuardCallback(TrainerCallback):
         self._record(self.running.finish_step(state.global_step, kwargs.get("optimizer"), stepped=stepped))
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Tell the monitors of the task's loss."""
+        """Tell the monitors of the task's loss, unless there are samples held back for them."""
+        if self.data.held_back:
+            # What they know is another mean over other samples.
+            return
         loss = (kwargs.get("metrics") or {}).get("eval_loss")
         if loss is not None and self.engine is not None:
             self._record(self.engine.task_loss(state.global_step - 1, float(loss)))
@@ -129,9 +135,11 @@ class GuardCallback(TrainerCallback):
         logs = kwargs.get("logs")
         if logs is not None and "loss" in logs:
             names = ("loss", "learning_rate", "grad_norm")
+            # A step that a gradient scaler skips has a norm that JSON has no word for.
+            known = {name: value for name, value in logs.items() if isinstance(value, float) and math.isfinite(value)}
             self.log.append(
                 {"kind": "train", "step": state.global_step - 1}
-                | {name: float(logs[name]) for name in names if isinstance(logs.get(name), float)}
+                | {name: known[name] for name in names if name in known}
             )
             logs.update(self.latest)
             if state.log_history:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,7 +137,8 @@ class GuardEngine:
         """
         check_guard(self.model, self._subspace, self.config, self.data)
         self.monitors.total_steps = total_steps
-        self._measure_start()
+        self._cache_probe()
+        self._measure_curvature()
         records = [] if self.probe is None else self._probed(self.probe, -1)
         records += self._watch_task(-1)
         if self.data.refusal_rate is not None and self.config.refusal_every:
@@ -223,24 +224,34 @@ class GuardEngine:
         for name, own in (("hold", self._subspace), ("controller", self.controller)):
             if (state[name] is None) != (own is None):
                 raise StateError("the saved run was guarded in another way", place=name, fix="resume it as it was")
+        # Beside A and B an adapter may train a head or biases, which only PEFT can switch off.
+        disabled = getattr(self.model, "disable_adapter", nullcontext)
         with self._update_removed():
-            self._measure_start()
+            with disabled():
+                self._cache_probe()
+            self._measure_curvature()
         if self.hold is not None:
             self.hold.load_state_dict(state["hold"], tensors)
         if self.controller is not None:
             self.controller.load_state_dict(state["controller"])
         self.monitors.load_state_dict(state["monitors"])
 
-    def _measure_start(self) -> None:
+    def _cache_probe(self) -> None:
         if self.probe is not None:
             self.probe.cache(self.model)
+
+    def _measure_curvature(self) -> None:
         if self._subspace is not None and self.config.task_curvature != "identity":
             self.hold = SubspaceHold(self.layers, self._subspace, self.config, self._task_curvature(), self.seed)
 
     def _task_curvature(self) -> Sequence[TaskCurvature]:
         kind: CurvatureKind = "kronecker" if self.config.task_curvature == "kronecker" else "diagonal"
         samples = list(self.data.task)[: self.config.curvature_samples]
-        return estimate_curvature(self.model, samples, kind=kind, seed=self.seed, show_progress=False)
+        # They have the run's own length already.
+        longest = max(len(one.ids) for one in samples)
+        return estimate_curvature(
+            self.model, samples, kind=kind, seed=self.seed, max_length=longest, show_progress=False
+        )
 
     @contextmanager
     def _update_removed(self) -> Iterator[None]:
@@ -294,7 +305,10 @@ class GuardEngine:
         return [{"kind": "task", "step": step, "loss": loss}, *self.task_loss(step, loss)]
 
     def _reestimation_due(self, step: int) -> bool:
-        if self.config.guard_mode == "measure" or not self.data.alignment:
+        if self.hold is None or self.config.guard_mode == "measure" or not self.data.alignment:
+            return False
+        if self.hold.subspace.info.kind == "random":
+            # A control that became what it is to be compared with would be none.
             return False
         total = self.monitors.total_steps
         # A penalty would not act on what is found after the last step.

@@ -78,11 +78,14 @@ class WholeCheckpoints(Trainer):
         if self.accelerator.is_main_process:
             clear_unfinished(output)
         self.accelerator.wait_for_everyone()
-        if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = str(output / name)
         self._saving = saving
         try:
             super()._save_checkpoint(model, trial)
+            if self.state.best_global_step == self.state.global_step:
+                # The base class knows it under the name that it is about to lose.
+                self.state.best_model_checkpoint = str(output / name)
+                if self.args.should_save:
+                    self.state.save_to_json(str(saving / name / TRAINER_STATE_NAME))
             if self.accelerator.is_main_process:
                 for callback in self._checkpointed():
                     callback.save_state(saving / name)

@@ -85,6 +85,8 @@ class MultiObjectiveDPOTrainer(WholeCheckpoints, PreservationObjective, Measured
         self.callback_handler.callbacks.insert(0, self.geometry_callback)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        # Counted from the step that this training begins at, not from that at which another was cut off.
+        self._micro_step = None
         if self.geometry.refine_at_start and not kwargs.get("resume_from_checkpoint"):
             # Before the loop builds its optimiser, so that no moments exist yet.
             self.geometry_callback.start = self._refine_at_start
