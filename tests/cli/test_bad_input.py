@@ -87,6 +87,11 @@ def test_an_output_directory_in_use(loralign, model, data, tmp_path):
     words = ("align", "--model", model, "--data", data, "--output_dir", "out", *SMALL)
     assert_refused(loralign(*words), "out", "--overwrite")
     assert_refused(loralign(*words, "--overwrite"), "not left by an earlier run")
+    # To resume a run without a checkpoint is to begin it anew, which clears the directory.
+    assert_refused(loralign(*words, "--resume"), "not left by an earlier run")
+    assert_refused(
+        loralign("adapt", model, "--data", data, "--output_dir", "out", "--resume"), "not left by an earlier run"
+    )
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
 
 
@@ -99,6 +104,11 @@ def test_settings(loralign, tmp_path):
     assert_refused(loralign("align", "--config", "recipe.yaml"), "YAML")
     (tmp_path / "recipe.yaml").write_text("learning_rate: fast\n")
     assert_refused(loralign("align", "--config", "recipe.yaml"), "fast")
+    for line, word in (("data:", "data"), ("lora_r:", "lora_r"), ("max_steps:", "max_steps")):
+        (tmp_path / "recipe.yaml").write_text(f"{line}\n")
+        assert_refused(loralign("align", "--config", "recipe.yaml"), f"recipe.yaml: {word}", "has no value")
+    (tmp_path / "recipe.yaml").write_text("lora_r: [8, 16]\n")
+    assert_refused(loralign("align", "--config", "recipe.yaml"), "lora_r", "several values where one belongs")
     assert_refused(loralign("align", "--config", "missing.yaml"), "missing.yaml")
     assert_refused(loralign("align", "--max_stepz", "3"), "max_stepz", "max_steps")
     assert_refused(loralign("align", "--weighting", "gei"), "did you mean 'geo'")
@@ -123,3 +133,29 @@ def test_a_yaml_recipe_is_overridden_by_flags(tmp_path):
     assert recipe.geometry.weighting == "norm"
     assert recipe.target_weights() == {"honest": 2.0}
     assert recipe.settings()["training"]["max_steps"] == 9
+
+
+def test_names_that_no_file_can_have(loralign, model, data):
+    name = "x" * 300
+    assert_refused(loralign("evaluate", name, "--data", data, "--model", model), "no such adapter directory")
+    assert_refused(loralign("align", "--model", name, "--data", data, *SMALL), "no model named")
+    assert_refused(loralign("align", "--model", model, "--data", name, *SMALL), "no such file or directory")
+    assert_refused(loralign("align", "--model", model, "--data", f"{name}={name}.jsonl", *SMALL))
+
+
+def test_what_a_run_needs_is_not_cleared_for_it(loralign, model, data, tmp_path):
+    used = tmp_path / "mine"
+    used.mkdir()
+    (used / "run.json").write_text("{}")
+    for name in ("kept.jsonl", "pairs-1.jsonl", "stay.jsonl"):
+        (used / name).write_text("{}")
+    words = ("--model", model, "--output_dir", "mine", "--overwrite")
+    for more in (
+        ("adapt", "--data", data, "--alignment_data", "mine/kept.jsonl"),
+        ("adapt", "--data", data, "--alignment_data", "unsafe=mine/kept.jsonl"),
+        ("align", "--data", "a=mine/pairs-*.jsonl"),
+        ("align", "--data", data, "--guard", "auto", "--probe_data", "mine/kept.jsonl"),
+        ("align", "--data", data, "--preservation_weight", "1", "--preservation_prompts", "mine/stay.jsonl"),
+    ):
+        assert_refused(loralign(*more, *words), "which the run needs")
+    assert len(list(used.iterdir())) == 4

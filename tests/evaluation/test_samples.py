@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from loralign.errors import ModelError
 from loralign.evaluation import generate_samples
-from tests.evaluation.models import build, character_tokenizer, with_adapter
+from tests.evaluation.models import build, character_tokenizer, perturb, with_adapter
 from tests.evaluation.test_scoring import state
 
 PROMPTS: list[str | list[dict[str, Any]]] = [
@@ -48,6 +48,21 @@ def test_answers_are_greedy_with_and_without_the_adapter() -> None:
     rendered = tokenizer.apply_chat_template(PROMPTS[1], add_generation_prompt=True, return_dict=True)["input_ids"]
     assert second.prompt == "A rather longer question than the other?"
     assert second.with_adapter == greedy(model, tokenizer, rendered, 12)
+
+
+def test_before_is_the_answer_of_the_reference_where_that_is_an_adapter() -> None:
+    """A run that goes on from an adapter keeps a copy of it, which is what it is compared to."""
+    tokenizer = character_tokenizer()
+    model = with_adapter(build("llama"), std=0.2, seed=1)
+    model.add_adapter("ref", model.peft_config["default"])
+    perturb(model, "ref", 0.3, seed=5)
+    (found,) = generate_samples(model, tokenizer, PROMPTS, reference="ref", max_new_tokens=12, n=1)
+    ids = tokenizer(text=PROMPTS[0])["input_ids"]
+    assert found.with_adapter == greedy(model, tokenizer, ids, 12)
+    model.set_adapter("ref")
+    assert found.without_adapter == greedy(model, tokenizer, ids, 12)
+    with model.disable_adapter():
+        assert found.without_adapter != greedy(model, tokenizer, ids, 12)
 
 
 def test_sampling_defaults_of_the_model_are_not_used() -> None:

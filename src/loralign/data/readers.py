@@ -6,6 +6,7 @@ import csv
 import difflib
 import glob
 import json
+import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,10 @@ def read_source(location: str, *, wanted: Collection[str], split: str, revision:
         DataError: nothing is there, or it cannot be read; names the file and, where it has one, the line.
     """
     path = Path(location).expanduser()
-    if path.is_file():
+    # Not by pathlib, which raises on names that no file can have.
+    if os.path.isfile(path):  # noqa: PTH113
         return [_read_file(path, location, wanted)]
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112
         return [read_directory(path, wanted=wanted, split=split)]
     if glob.has_magic(location):
         matches = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207 - absolute too

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from loralign.data.builtin import is_builtin, read_builtin
 from loralign.data.objectives import check_objective_name
@@ -54,7 +54,7 @@ def _parse(text: str) -> Source:
         raise DataError("an empty data source", fix="name a file, a directory, a hub name, or the word builtin")
     name, equals, location = text.partition("=")
     # A path may hold an equals sign too: it is one if it exists, or if a separator comes before the sign.
-    if not equals or "/" in name or "\\" in name or Path(text).exists():
+    if not equals or "/" in name or "\\" in name or os.path.exists(text):  # noqa: PTH110
         return Source(text.strip())
     if not location.strip():
         raise DataError(f"nothing follows {text!r}", place=text, fix="write objective=FILE")

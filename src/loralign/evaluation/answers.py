@@ -90,6 +90,18 @@ def generate_answers(
     return answers
 
 
+def fits(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, max_new_tokens: int
+) -> bool:
+    """Whether a prompt and an answer of that length have room in the model's positions.
+
+    Raises:
+        ModelError: the prompt is a conversation and the tokenizer has no chat template.
+    """
+    limit = getattr(model.config, "max_position_embeddings", None)
+    return limit is None or len(prompt_ids(prompt, tokenizer)) + max_new_tokens <= limit
+
+
 def prompt_text(prompt: Prompt) -> str:
     """A prompt as text; the turns of a conversation are separated by empty lines."""
     return prompt if isinstance(prompt, str) else "\n\n".join(str(turn["content"]) for turn in prompt)

@@ -19,7 +19,8 @@ class SampleAnswer:
     Args:
         prompt: the prompt as text; the turns of a conversation are separated by empty lines.
         with_adapter: the answer of the model as it is.
-        without_adapter: the answer with the adapter switched off; None for a model without an adapter.
+        without_adapter: the answer with the adapter switched off, or with that of the reference in its place; None for
+            a model without an adapter.
     """
 
     prompt: str
@@ -32,6 +33,7 @@ def generate_samples(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     *,
+    reference: str = "base",
     max_new_tokens: int = 64,
     n: int = 3,
 ) -> list[SampleAnswer]:
@@ -43,6 +45,7 @@ def generate_samples(
         model: with a PEFT adapter or without; left as it was found.
         tokenizer: of the model.
         prompts: plain texts or conversations that end with the user's turn.
+        reference: adapter to answer with instead, ``"base"`` for none; of a model that has adapters.
         max_new_tokens: longest answer.
         n: most prompts to answer.
 
@@ -58,6 +61,6 @@ def generate_samples(
     adapted = answers()
     without: list[str] | list[None] = [None] * len(prompts)
     if isinstance(model, PeftModel):
-        with adapter_view(model, "base"):
+        with adapter_view(model, reference):
             without = answers()
     return [SampleAnswer(prompt_text(p), a, b) for p, a, b in zip(prompts, adapted, without, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def inspect_adapter(path: str | Path) -> AdapterInfo:
             is not LoRA, its weights are pickled, or a value in them is not finite.
     """
     directory = Path(path).expanduser()
-    if not directory.is_dir():
+    if not os.path.isdir(directory):  # noqa: PTH112 - pathlib raises on names that no file can have
         raise AdapterError("no such adapter directory", place=str(path), fix="name the directory that PEFT saved")
     config = _read_config(directory)
     rank, alpha = config.get("r"), config.get("lora_alpha")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,7 @@ def resolve_model(name: str | None = None, *, revision: str | None = None) -> Mo
     text = str(name)
     directory = Path(text).expanduser()
     converted = wheel_model_of_cache_path(text)
-    if directory.exists():
+    if os.path.exists(directory):  # noqa: PTH110 - pathlib raises on names that no file can have
         _check_directory(directory)
         return ModelSource("path", str(directory), converted.name if converted else text)
     if converted is not None:

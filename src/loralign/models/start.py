@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -21,7 +22,8 @@ START_NAME = "loralign_start"
 
 def is_adapter(name: str | Path | None) -> bool:
     """Whether a name is the directory of a PEFT adapter."""
-    return name is not None and (Path(name).expanduser() / "adapter_config.json").is_file()
+    # Not by pathlib, which raises on names that no file can have.
+    return name is not None and os.path.isfile(Path(name).expanduser() / "adapter_config.json")  # noqa: PTH113
 
 
 def merge_adapter(adapter: str | Path, target: Path) -> None:

@@ -13,6 +13,7 @@ from transformers import PrinterCallback
 from loralign.data.completions import Completion
 from loralign.errors import DataError
 from loralign.evaluation import generate_samples
+from loralign.evaluation.answers import fits
 from loralign.evaluation.parquet import write_columns
 from loralign.files import write_json, write_text
 from loralign.models import LoadedModel, keep_start, load_start
@@ -34,7 +35,7 @@ from loralign.runs.guarding import (
     shared_prompts,
     tokenised,
 )
-from loralign.runs.kept_scores import SAMPLE_SCORES
+from loralign.runs.kept_scores import ANSWER_TOKENS, SAMPLE_SCORES
 from loralign.runs.output import (
     ADAPTER,
     RUN_FILE,
@@ -95,7 +96,8 @@ def run_adaptation(recipe: AdaptRecipe) -> AdaptResult:
     run, directory = recipe.run, Path(recipe.training.output_dir)
     check_output(directory, run)
     if not run.resume:
-        check_inputs(directory, (run.model, run.guard, *run.data, *run.validation_data, *run.probe_data))
+        data = (*run.data, *run.validation_data, *run.alignment_data, *run.probe_data)
+        check_inputs(directory, (run.model, run.guard, *data))
     PartialState().wait_for_everyone()
     started = time.monotonic()
     prepared = prepare_adaptation(recipe)
@@ -118,7 +120,7 @@ def run_adaptation(recipe: AdaptRecipe) -> AdaptResult:
     model = trainer.accelerator.unwrap_model(trainer.model)
     base = keep_start(prepared.loaded, directory / START)
     save_adapter(model, prepared.loaded.tokenizer, base, directory / ADAPTER)
-    judged = judged_rows(prepared.must_survive, run)
+    judged = judged_rows(prepared.must_survive, run, prepared.loaded)
     probe = list(prepared.guard.data.probe)
     tokens = recipe.guard.probe_tokens or None
     scores = score_adaptation(model, prepared.loaded, prepared.held_back, probe, judged, subspace, tokens)
@@ -210,9 +212,10 @@ def _samples(recipe: AdaptRecipe, prepared: PreparedAdaptation, model: Any) -> l
     chosen: list[tuple[str, Any]] = []
     for number in range(max(map(len, pools.values()))):
         chosen += [(name, prompts[number]) for name, prompts in pools.items() if number < len(prompts)]
-    chosen = chosen[: recipe.run.samples]
+    tokenizer = prepared.loaded.tokenizer
+    chosen = [one for one in chosen[: recipe.run.samples] if fits(model, tokenizer, one[1], ANSWER_TOKENS)]
     answers = generate_samples(
-        model, prepared.loaded.tokenizer, [prompt for _, prompt in chosen], max_new_tokens=48, n=len(chosen)
+        model, tokenizer, [prompt for _, prompt in chosen], max_new_tokens=ANSWER_TOKENS, n=len(chosen)
     )
     return [
         {

@@ -19,6 +19,7 @@ from loralign.evaluation import (
     score_pairs,
     tokenise_pairs,
 )
+from loralign.evaluation.answers import fits
 from loralign.evaluation.parquet import write_columns
 from loralign.files import write_json, write_text
 from loralign.models import portable_base_name
@@ -26,7 +27,7 @@ from loralign.report import Run, headline, load_run, render_report
 from loralign.runs.card import model_card
 from loralign.runs.environment import describe_environment
 from loralign.runs.guarding import describe_subspace, judged_rows, keep_subspace, probe_facts
-from loralign.runs.kept_scores import SAMPLE_SCORES, KeptScores, sample_table, score_kept
+from loralign.runs.kept_scores import ANSWER_TOKENS, SAMPLE_SCORES, KeptScores, sample_table, score_kept
 from loralign.runs.output import ADAPTER, RUN_FILE, SUBSPACE, check_inputs, check_output, clear, save_adapter
 from loralign.runs.prepare import Prepared, prepare
 from loralign.runs.progress import RunProgress
@@ -63,21 +64,24 @@ def run_alignment(recipe: Recipe) -> AlignResult:
     Raises:
         LoralignError: any fault of data, model, settings or output, before anything is written where possible.
     """
-    check_output(Path(recipe.training.output_dir), recipe.run)
-    inputs = (recipe.run.model, recipe.run.adapter, recipe.run.guard, *recipe.run.data, *recipe.run.validation_data)
-    if not recipe.run.resume:
-        check_inputs(Path(recipe.training.output_dir), inputs)
+    run, directory = recipe.run, Path(recipe.training.output_dir)
+    check_output(directory, run)
+    resumed = run.resume and last_whole_checkpoint(directory) is not None
+    if not resumed:
+        data = (*run.data, *run.validation_data, *run.alignment_data, *run.probe_data)
+        texts = recipe.geometry.preservation_prompts
+        check_inputs(directory, (run.model, run.adapter, run.guard, texts, *data))
     PartialState().wait_for_everyone()
     started = time.monotonic()
     prepared = prepare(recipe)
-    trainer, directory = prepared.trainer, Path(recipe.training.output_dir)
+    trainer = prepared.trainer
     writes = trainer.is_world_process_zero()
-    resumed = recipe.run.resume and last_whole_checkpoint(directory) is not None
     if writes:
         if directory.exists() and not resumed:
             clear(directory)
-        keep_subspace(prepared.subspace, recipe.run.guard, directory / SUBSPACE)
+        # First, since a directory without it is taken for somebody else's.
         write_json(directory / RUN_FILE, _description(recipe, prepared, started, "running"))
+        keep_subspace(prepared.subspace, run.guard, directory / SUBSPACE)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunProgress(title=f"aligning, {recipe.geometry.weighting} weights", show=writes))
     trainer.train(resume_from_checkpoint=resumed)
@@ -88,11 +92,11 @@ def run_alignment(recipe: Recipe) -> AlignResult:
     _save_adapter(prepared, directory / ADAPTER)
     scores, kept = _score(recipe, prepared, directory)
     write_json(directory / RUN_FILE, _description(recipe, prepared, started, "finished"))
-    run = load_run(directory)
-    write_text(directory / ADAPTER / "README.md", model_card(run, portable_base_name(prepared.loaded.source.name)))
+    finished = load_run(directory)
+    write_text(directory / ADAPTER / "README.md", model_card(finished, portable_base_name(prepared.loaded.source.name)))
     report = directory / "report.html"
-    render_report(run, report)
-    return AlignResult(directory, directory / ADAPTER, report, run, scores, kept)
+    render_report(finished, report)
+    return AlignResult(directory, directory / ADAPTER, report, finished, scores, kept)
 
 
 def describe(result: AlignResult) -> str:
@@ -117,7 +121,7 @@ def _score(recipe: Recipe, prepared: Prepared, directory: Path) -> tuple[Scores 
     )
     after = write_scores(pairs, directory, beta=recipe.training.beta, kept=kept)
     if recipe.run.samples:
-        write_json(directory / "samples.json", _samples(recipe, prepared, model, tokenizer))
+        write_json(directory / "samples.json", _samples(recipe, prepared, model, tokenizer, reference))
     return after, kept
 
 
@@ -129,7 +133,7 @@ def _score_kept(recipe: Recipe, prepared: Prepared, directory: Path) -> KeptScor
         prepared.trainer.accelerator.unwrap_model(prepared.trainer.model),
         prepared.loaded,
         list(prepared.guard.data.probe),
-        judged_rows(prepared.must_survive, recipe.run),
+        judged_rows(prepared.must_survive, recipe.run, prepared.loaded),
         prepared.subspace,
         recipe.guard.probe_tokens or None,
     )
@@ -157,7 +161,7 @@ def write_scores(pairs: PairScores, directory: Path, *, beta: float, kept: KeptS
     return after
 
 
-def _samples(recipe: Recipe, prepared: Prepared, model: Any, tokenizer: Any) -> list[dict[str, str]]:
+def _samples(recipe: Recipe, prepared: Prepared, model: Any, tokenizer: Any, reference: str) -> list[dict[str, str]]:
     rows = prepared.validation.dataset if prepared.validation is not None else prepared.train.dataset
     chosen: list[Any] = []
     objectives = prepared.train.objectives
@@ -165,7 +169,11 @@ def _samples(recipe: Recipe, prepared: Prepared, model: Any, tokenizer: Any) -> 
         wanted = objectives[number % len(objectives)]
         matching = [row for row in rows if row["objective"] == wanted]
         chosen.append(matching[(number // len(objectives)) % len(matching)])
-    answers = generate_samples(model, tokenizer, [row["prompt"] for row in chosen], max_new_tokens=48, n=len(chosen))
+    chosen = [row for row in chosen if fits(model, tokenizer, row["prompt"], ANSWER_TOKENS)]
+    prompts = [row["prompt"] for row in chosen]
+    answers = generate_samples(
+        model, tokenizer, prompts, reference=reference, max_new_tokens=ANSWER_TOKENS, n=len(prompts)
+    )
     return [
         {
             "objective": row["objective"],

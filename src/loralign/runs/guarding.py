@@ -15,9 +15,10 @@ from loralign.data import load_alignment_data, load_task, overlap, tokenise_comp
 from loralign.data.completions import Completion
 from loralign.errors import DataError
 from loralign.evaluation import PhraseJudge, generate_answers
-from loralign.evaluation.answers import prompt_text
+from loralign.evaluation.answers import fits, prompt_text
 from loralign.guard import AlignmentSubspace, estimate_fisher
 from loralign.models import LoadedModel
+from loralign.runs.kept_scores import ANSWER_TOKENS
 from loralign.runs.options import GuardedArguments
 from loralign.runs.output import SUBSPACE
 from loralign.training import GuardCallback, GuardConfig, GuardData
@@ -220,9 +221,22 @@ def probe_facts(guard: GuardCallback, shared: int) -> dict[str, int]:
     }
 
 
-def judged_rows(must_survive: MustSurvive, run: GuardedArguments) -> Any:
-    """The probe's rows whose prompts are answered and judged, or ``None`` where none are."""
-    return balanced(must_survive.probe, run.judged_prompts) if run.judged_prompts else None
+def judged_rows(must_survive: MustSurvive, run: GuardedArguments, loaded: LoadedModel) -> Any:
+    """The probe's rows whose prompts are answered and judged, or ``None`` where none are.
+
+    Prompts that leave no room for an answer are not among them.
+    """
+    if not run.judged_prompts:
+        return None
+    rows = balanced(must_survive.probe, run.judged_prompts)
+    short = [
+        index
+        for index, prompt in enumerate(rows["prompt"])
+        if fits(loaded.model, loaded.tokenizer, prompt, ANSWER_TOKENS)
+    ]
+    if len(short) < len(rows):
+        logger.warning("%d of the probe's prompts are too long to be answered and judged", len(rows) - len(short))
+    return rows.select(short) if short else None
 
 
 def keep_subspace(subspace: AlignmentSubspace | None, guard: str, directory: Path) -> None:

@@ -17,6 +17,9 @@ from loralign.models import LoadedModel
 SAMPLE_SCORES = "sample_scores.parquet"
 """The scores of single samples, for intervals of what several runs have in common."""
 
+ANSWER_TOKENS = 48
+"""Of the answers that are judged or shown at the end of a run, at most."""
+
 SAMPLE_COLUMNS = ("measure", "sample", "label", "before", "after")
 """Of the table of single samples: ``task_loss`` (nats per token), ``drift`` (the divergence, 0 at the start) and
 ``refused`` (0 or 1), each numbered from 0, with the label of the prompt where it has one."""
@@ -110,7 +113,9 @@ def judge_answers(model: Any, loaded: LoadedModel, judged: Any, moment: str) -> 
         moment: what the progress bar says.
     """
     prompts = list(judged["prompt"])
-    answers = generate_answers(model, loaded.tokenizer, prompts, max_new_tokens=48, description=f"answering, {moment}")
+    answers = generate_answers(
+        model, loaded.tokenizer, prompts, max_new_tokens=ANSWER_TOKENS, description=f"answering, {moment}"
+    )
     found: dict[str, Any] = safety_scores(
         prompts, judged["label"], judged["category"], answers, PhraseJudge()
     ).to_json()

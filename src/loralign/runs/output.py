@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,13 +30,15 @@ def check_output(output: Path, run: RunArguments) -> None:
     """
     if output.exists() and not output.is_dir():
         raise OutputError("is a file", place=str(output), fix="choose another output_dir")
-    if not output.is_dir() or not any(output.iterdir()) or run.resume:
+    # Hidden ones are what a write that was cut off has left, perhaps of the very first file of a run.
+    if not output.is_dir() or all(path.name.startswith(".") for path in output.iterdir()):
         return
-    if not run.overwrite:
+    if not (run.resume or run.overwrite):
         raise OutputError(
             "exists and is not empty", place=str(output), fix="pass --resume or --overwrite, or choose another"
         )
     if not (output / RUN_FILE).exists() and get_last_checkpoint(str(output)) is None:
+        # Resuming a run that has no whole checkpoint begins it anew, so it may clear the directory just as well.
         raise OutputError(
             "was not left by an earlier run, so it is not replaced", place=str(output), fix="empty it yourself"
         )
@@ -52,9 +56,18 @@ def check_inputs(output: Path, inputs: Iterable[str | None]) -> None:
     """
     inside = output.resolve()
     for name in inputs:
-        path = None if not name else Path(name.rpartition("=")[2]).expanduser()
-        if path is not None and path.exists() and (inside == path.resolve() or inside in path.resolve().parents):
-            raise OutputError(f"holds {name}, which the run needs", place=str(output), fix="choose another output_dir")
+        for path in _files(name or ""):
+            if inside == path or inside in path.parents:
+                raise OutputError(
+                    f"holds {name}, which the run needs", place=str(output), fix="choose another output_dir"
+                )
+
+
+def _files(name: str) -> list[Path]:
+    """What a name, perhaps with a label before it, stands for on disk: a path, or the matches of a pattern."""
+    place = os.path.expanduser(name.rpartition("=")[2])  # noqa: PTH111 - pathlib raises on names that no file can have
+    found = [place] if os.path.exists(place) else glob.glob(place, recursive=True)  # noqa: PTH110, PTH207
+    return [Path(one).resolve() for one in found if one]
 
 
 def clear(directory: Path) -> None:

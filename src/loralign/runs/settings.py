@@ -6,8 +6,9 @@ import difflib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import yaml
 from trl import TrlParser
@@ -67,8 +68,13 @@ class Settings:
                 if key not in known:
                     place = "recipe" if config is None else str(config)
                     raise ConfigError(f"{key!r} is no setting", place=place, fix=self._nearest(key, known, ""))
-            kinds = {one.name: _default(one) for kind in self.kinds for one in fields(kind)}
-            content = {key: _of_kind(key, value, kinds[key], config) for key, value in content.items()}
+            kinds = {
+                one.name: (one, types[one.name])
+                for kind in self.kinds
+                for types in [_types(kind)]
+                for one in fields(kind)
+            }
+            content = {key: _of_kind(value, *kinds[key], config) for key, value in content.items()}
             parser.set_defaults_with_config(**content)
         with _quiet():
             try:
@@ -126,15 +132,29 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
-def _of_kind(key: str, value: Any, default: Any, config: Path | None) -> Any:
-    """A YAML value as its field takes it: a single word is a list of one, a number with a fraction is no count."""
+@cache
+def _types(kind: type) -> dict[str, str]:
+    """Types of a configuration's fields as they are written; the parser takes ``None`` out of those of the fields."""
+    return {name: str(hint) for name, hint in get_type_hints(kind).items()}
+
+
+def _of_kind(value: Any, one: Field[Any], takes: str, config: Path | None) -> Any:
+    """A YAML value as its field takes it: a single word is a list of one, a number with a fraction is no count.
+
+    Raises:
+        ConfigError: a fraction for a count; nothing, or several values, for a field that does not take that.
+    """
+    default, place = _default(one), f"{config or 'recipe'}: {one.name}"
+    # Values that are no text are taken as they are: the parser converts and checks those of the command line alone.
+    if value is None and default is not None and "None" not in takes and "Optional" not in takes:
+        raise ConfigError("has no value", place=place, fix="give one, or leave it out")
+    if isinstance(value, list) and not any(word in takes.lower() for word in ("list", "tuple", "sequence", "any")):
+        raise ConfigError(f"{value} are several values where one belongs", place=place, fix="give one")
     if isinstance(default, list) and not isinstance(value, list) and value is not None:
         return [value]
     counts = isinstance(default, int) and not isinstance(default, bool)
     if counts and isinstance(value, float) and not value.is_integer():
-        raise ConfigError(
-            f"{value} is no whole number", place=f"{config or 'recipe'}: {key}", fix="give a whole number"
-        )
+        raise ConfigError(f"{value} is no whole number", place=place, fix="give a whole number")
     return int(value) if counts and isinstance(value, float) else value
 
 

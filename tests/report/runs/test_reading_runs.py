@@ -52,6 +52,12 @@ def test_all_that_is_said_of_one_model_comes_together(many: Path) -> None:
     }  # fmt: skip
 
 
+def test_an_alignment_that_went_on_from_an_adapter_is_compared_to_that(many: Path, tmp_path: Path) -> None:
+    shutil.copytree(many / "align", tmp_path / "align")
+    edit(tmp_path / "align/run.json", {"config": {"run": {"adapter": "runs/taught/adapter"}}})
+    assert [arm.name for arm in load_story([tmp_path / "align"]).arms] == ["taught", "align"]
+
+
 def test_a_relative_name_is_the_same_model_as_an_absolute_one(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from loralign.report.alignment_records import Run
+from loralign.report.coerce import mapping
 from loralign.report.data import load_run
 from loralign.report.records import Metric, ScoreSet, accuracy
 from loralign.report.runs.differences import difference
@@ -30,8 +31,11 @@ def read_align(directory: Path) -> list[Part]:
         StateError: as :func:`loralign.report.load_run`.
     """
     run = load_run(directory)
-    base = (subject(run.model),)
     guarded = run.guarded
+    # An adapter that was trained on is what the run began with and is compared to, not the base below it. A guard takes
+    # none but a fresh one, which is the base.
+    adapter = None if guarded else mapping(run.config.get("run")).get("adapter")
+    base = (subject(str(adapter or run.model)),)
     kept = guarded.scores if guarded else None
     role = f"aligned, {run.weighting} weighting"
     return [
