@@ -181,3 +181,50 @@ def test_an_altered_set_is_refused(loralign: Any, model: Path, prompts: Path, tm
     file = tmp_path / "altered/prompts.jsonl"
     file.write_text(file.read_text().replace("violence", "hate", 1))
     assert_refused(loralign("driftcheck", "run", model, "--set", "altered", "-o", "out", *ASK), "prompts.jsonl")
+
+
+def test_what_lies_there_of_another_model_or_judged_otherwise_is_not_taken_for_this(
+    loralign: Any, model: Path, adapter: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loralign.runs import driftcheck
+
+    words = ("driftcheck", "run", adapter, "--set", prompts, *ASK, "-o", "a")
+    answer = driftcheck.open_responder
+
+    def stop(opened: Any, *_: Any, **__: Any) -> Any:
+        if not isinstance(opened, driftcheck.Opened) or opened.subject.model == str(adapter):
+            raise KeyboardInterrupt
+        return answer(opened, *_)
+
+    # Cut off once the baseline has answered, then once both have.
+    for name in ("open_responder", "drift_scores"):
+        with monkeypatch.context() as patched:
+            patched.setattr(driftcheck, name, stop)
+            assert loralign(*words, "--baseline", model).code == 130
+        assert_refused(loralign(*words, "--baseline", adapter), "model was", "run both alike")
+        assert_refused(loralign(*words, "--baseline", model, "--toxicity", "none"), "toxicity was profanity")
+    assert loralign(*words, "--baseline", model).code == 0
+    # Told before anything is asked, not after.
+    other = ("driftcheck", "run", model, "--set", prompts, *ASK, "-o", "b", "--baseline", "a", "--toxicity", "none")
+    assert_refused(loralign(*other), "toxicity was profanity there and is none here")
+    assert not (tmp_path / "b").exists()
+
+
+def test_answers_are_kept_until_the_run_is_whole(
+    loralign: Any, model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loralign.evaluation import response_store
+    from loralign.runs import driftcheck
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    words = ("driftcheck", "run", model, "--set", prompts, *ASK, "-o", "a")
+    with monkeypatch.context() as patched:
+        patched.setattr(driftcheck, "write_json", stop)
+        assert loralign(*words).code == 130
+    assert (tmp_path / "a/answers.jsonl").is_file()
+    with monkeypatch.context() as patched:
+        patched.setattr(response_store.ResponseStore, "keep", stop)
+        assert loralign(*words).code == 0
+    assert not (tmp_path / "a/answers.jsonl").exists()

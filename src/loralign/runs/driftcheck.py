@@ -34,6 +34,10 @@ from loralign.runs.opening import Local
 RUN, SCORES, RESPONSES, BASELINE = "run.json", "scores.json", "responses.parquet", "baseline"
 ANSWERS, OPENINGS = "answers.jsonl", "openings.jsonl"
 KIND = "driftcheck"
+# Of answers, what two runs must have in common for their refusals and toxicity to be of one measure.
+_OF_ANSWERS = ("judge", "toxicity", "max_new_tokens", "temperature")
+# How a run is gone about, which does not change what it finds.
+_OF_WORK = ("batch_tokens", "concurrency", "retries", "timeout", "judge_budget", "api_key_variable")
 # Prompts between two writes of their scores.
 _SCORED_TOGETHER = 256
 
@@ -88,11 +92,11 @@ def check_drift(
     chosen = load_driftcheck(prompts)
     asked = options.chosen(chosen)
     settings = {"mode": options.mode, "set": chosen.fingerprint, "part": options.part, "prompts": len(asked)}
-    second = None if against is None else _finished(against, settings)
+    second = None if against is None else _judged_alike(against, settings, options)
     start: list[DriftRow] | None = None
     reference: Opened | None = None
     if baseline is not None and is_run(Path(baseline)):
-        start = _finished(Path(baseline), settings)
+        start = _judged_alike(Path(baseline), settings, options)
     elif baseline is not None:
         reference = Opened(CheckSubject(baseline))
         start = _measured(CheckSubject(baseline), asked, output / BASELINE, options, settings, opened=reference)
@@ -128,6 +132,7 @@ def _measured(
 ) -> list[DriftRow]:
     """The rows of a subject, measured now unless an earlier call came so far."""
     if is_run(directory):
+        _check_same(directory, {**asdict(subject), **_deciding(options)})
         return _finished(directory, settings)
     opened = opened or Opened(subject)
     measure = _scored if options.mode == "score" else _answered
@@ -138,6 +143,9 @@ def _measured(
         directory / RUN,
         {**record, "options": asdict(options), "created": datetime.now(UTC).isoformat(timespec="seconds")},
     )
+    # What they hold is of use until the run is whole.
+    for name in (ANSWERS, OPENINGS):
+        (directory / name).unlink(missing_ok=True)
     return _finished(directory, settings)
 
 
@@ -154,7 +162,6 @@ def _answered(
         if scorer is not None:
             columns["toxicity"] = scorer.scores(texts, answers)
         store.write_parquet(directory / RESPONSES, columns)
-    store.remove()
     return {
         "judge": judge.name,
         "toxicity": None if scorer is None else scorer.name,
@@ -181,7 +188,6 @@ def _scored(
         refused = [1 / (1 + math.exp(-max(-700.0, min(700.0, margin)))) for margin in columns["refusal_margin"]]
         shown = {name: [getattr(one, name) for one in asked] for name in ("id", "prompt", "label", "category", "part")}
         write_columns(directory / RESPONSES, {**shown, **columns, "refused": refused})
-    store.remove()
     return {"environment": opened.environment()}
 
 
@@ -237,6 +243,41 @@ def _finished(directory: Path, settings: Mapping[str, Any]) -> list[DriftRow]:
     except (ArrowException, OSError) as error:
         raise StateError(f"cannot be read: {error}", place=str(directory / RESPONSES), fix="run it again") from error
     return drift_rows(records, place=str(directory))
+
+
+def _judged_alike(directory: Path, settings: Mapping[str, Any], options: CheckOptions) -> list[DriftRow]:
+    """The rows of a finished run that answers were asked for and judged in as they are here.
+
+    Raises:
+        StateError: as :func:`_finished`.
+        ConfigError: likewise, or another judge, scorer or length of answers.
+    """
+    rows = _finished(directory, settings)
+    if options.mode == "generate":
+        _check_same(directory, {name: getattr(options, name) for name in _OF_ANSWERS})
+    return rows
+
+
+def _deciding(options: CheckOptions) -> dict[str, Any]:
+    """The options that what is found depends on; all but those of patience and thrift."""
+    return {name: value for name, value in asdict(options).items() if name not in _OF_WORK}
+
+
+def _check_same(directory: Path, wanted: Mapping[str, Any]) -> None:
+    """Make sure that what lies in a directory was measured of the same subject in the same way.
+
+    Raises:
+        ConfigError: something was another.
+    """
+    about = _record(directory)
+    found = {**about, **(about.get("options") or {})}
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise ConfigError(
+                f"{name} was {found.get(name)} there and is {value} here",
+                place=str(directory),
+                fix="run both alike, or choose another place with --output",
+            )
 
 
 def _divergence(directory: Path) -> dict[str, Any]:

@@ -116,14 +116,14 @@ class RubricJudge:
             raise ModelError(
                 f"{len(affordable) - len(answers)} of {len(affordable)} questions got no answer",
                 place=self.name,
-                fix="run again: what was judged is kept",
+                fix="run again",
             )
         if len(affordable) < len(wanted):
             raise ConfigError(
                 f"the budget of {self._budget} requests is used up, and {len(wanted) - len(affordable)} responses are "
                 "left to be judged",
                 place=self.name,
-                fix="raise the budget: what was judged is kept",
+                fix="raise the budget",
             )
         return unread
 
