@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from loralign.errors import DataError, StateError
+from loralign.evaluation.tasks import harness
 from loralign.evaluation.tasks.comparison import compare_tasks
 from loralign.evaluation.tasks.harness import task_scores
 from loralign.evaluation.tasks.local import local_task
@@ -37,6 +38,18 @@ def test_differences_are_paired() -> None:
     assert change.stderr < np.hypot(np.std(base, ddof=1), np.std(tuned, ddof=1)) / np.sqrt(8)
     assert list(row.differences) == ["adapter"]
     assert (row.n, row.higher_is_better) == (8, True)
+
+
+def test_a_task_that_two_names_hold_is_scored_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a group and one of its members: twice the documents would have too small a standard error."""
+    found = made([1.0, 0, 1, 1])
+    monkeypatch.setattr(harness, "_run", lambda *_, **__: None)
+    monkeypatch.setattr(harness, "read_scores", lambda _: list(found.scores))
+    monkeypatch.setattr(harness, "read_samples", lambda _: list(found.samples or ()))
+    file = sst2_file(tmp_path)
+    tasks = [local_task("sst2", file), {**local_task("sst2", file), "task": "again"}]
+    scores = task_scores(build("llama"), character_tokenizer(), tasks, keep_samples=True, show_progress=False)
+    assert (scores.scores, scores.samples) == (found.scores, found.samples)
 
 
 def test_no_standard_error_where_there_is_nothing_to_pair() -> None:

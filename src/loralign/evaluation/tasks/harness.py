@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -94,16 +95,18 @@ def task_scores(
                         log_samples=True,
                         seed=seed,
                     )  # fmt: skip
-                except (RuntimeError, MemoryError):
-                    # What the model or the device raises is not the task's fault.
+                except (torch.OutOfMemoryError, MemoryError):
+                    # Not the task's fault.
                     raise
                 except Exception as error:
                     # Data, templates, metrics and packages of many hands: as many classes as causes.
                     raise explain(error, label) from error
             if log.errors:
                 raise ConfigError(log.errors[0], place=f"task {label}", fix="check what the task needs")
-            scores += read_scores(found)
-            samples += read_samples(found)
+            # A task that was also asked for by itself, or in another group, has been scored already.
+            known, asked = {one.key for one in scores}, {one.task for one in samples}
+            scores += [one for one in read_scores(found) if one.key not in known]
+            samples += [one for one in read_samples(found) if one.task not in asked]
             cut += [label] if log.cut else []
     return TaskScores(
         scores=tuple(scores),
