@@ -56,7 +56,7 @@ def test_the_page_says_where_protection_saturates_and_task_gain_falls() -> None:
     finding = sensitivity_finding(results, found, TABLE, [])
     headline = finding.page.headline
     assert "rank: protection (refusals kept) saturates at 16; task gain falls from 32 on." in headline
-    assert "samples: protection (refusals kept) still improves at the largest value, 96; task gain does not" in headline
+    assert "samples: protection (refusals kept) still improves at the largest value, 96; task gain is not" in headline
     assert "is better by −0.100" in headline
     assert "with soft than with hard, settled." in headline
     # One value of a factor says nothing.

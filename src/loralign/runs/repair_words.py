@@ -15,8 +15,11 @@ def repair_sentence(run: dict[str, Any]) -> str:
     how += " overall, shared out by layer" if report["per_layer"] else ""
     if report.get("by_rank") and strength is not None:
         how = f"{strength:.0%} of the directions, the leading ones"
-    text = f"Method {report['method']}, {how}: {report['removed']:.1%} of the update is gone, drift fell from "
-    text += f"{run['drift_before']['value']:.3f} to {run['drift_after']['value']:.3f} nats per token."
+    before, after = (f"{run[moment]['value']:.3f}" for moment in ("drift_before", "drift_after"))
+    fell = run["drift_after"]["value"] < run["drift_before"]["value"]
+    course = f"stayed at {after}" if before == after else f"{'fell' if fell else 'rose'} from {before} to {after}"
+    text = f"Method {report['method']}, {how}: {report['removed']:.1%} of the update is gone, "
+    text += f"drift {course} nats per token."
     if report["met"] is False:
         text += f" The budget of {report['drift_budget']:g} was not reached, not even with all of it."
     return text
