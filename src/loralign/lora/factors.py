@@ -51,8 +51,8 @@ def column_bases(factors: Sequence[Tensor]) -> list[Basis]:
 
     The ``r × r`` Gram matrices are taken in float64 and decomposed in one batch per rank. A direction counts as zero
     when its singular value is at most ``max(d, r)·eps`` of the largest, with the machine epsilon of the factor's own
-    dtype, that of float32 where it has 16 bits (numpy's rule for ``matrix_rank``). The Gram matrix squares the condition number, but in float64 the
-    directions that pass this bound for a float32 factor keep eight digits.
+    dtype, that of float32 where it has 16 bits (numpy's rule for ``matrix_rank``). The Gram matrix squares the
+    condition number, but in float64 the directions that pass this bound for a float32 factor keep eight digits.
     """
     grams: list[Tensor] = []
     for factor in factors:
