@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 from trl import DPOTrainer
 
 from loralign.errors import ConfigError, DataError, NonFiniteError
 from loralign.geometry import RefinementReport
 from loralign.training import GeometryConfig
+from tests.evaluation import models
 from tests.training import runs
 
 PER_PAIR_LOSSES = [
@@ -277,3 +278,34 @@ def test_the_best_model_is_found_under_the_name_that_its_checkpoint_has(tmp_path
     kept = load_file(best / "adapter_model.safetensors")
     found = {name.replace(".default", ""): value for name, value in runs.adapter(trainer).items()}
     assert all(torch.equal(found[name], kept[name]) for name in kept)
+
+
+def test_an_adapter_in_bfloat16_is_measured_as_one_in_float32(tmp_path):
+    """As TRL keeps that of a quantised model; the layers are wide enough for bfloat16's epsilon to add up to one."""
+
+    def measured(name, dtype):
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=models.VOCABULARY,
+            hidden_size=256,
+            intermediate_size=256,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            max_position_embeddings=256,
+            pad_token_id=0,
+        )
+        trainer = runs.trainer(
+            tmp_path / name,
+            GeometryConfig(measure_every=1, weighting="norm"),
+            extra={"model": LlamaForCausalLM(config)},
+            max_steps=1,
+        )
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
+        trainer.train()
+        return _records(tmp_path / name, "measurement")[0]["attenuation"]
+
+    found, expected = measured("narrow", torch.bfloat16), measured("wide", torch.float32)
+    assert all(0.05 < value < 1 for value in expected.values())
+    assert found == pytest.approx(expected, rel=0.1)
