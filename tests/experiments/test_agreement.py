@@ -74,6 +74,9 @@ def test_the_headline_judges_mid_to_deep_layers_alone() -> None:
     halves = agreeing("ΔW_A, plain, halves", 0.99, 0.2)
     assert "none passes" in stability_finding([halves], [], 0.85).page.headline
     assert "subspace, seeds passes;" in stability_finding([passing, halves, failing], [], 0.85).page.headline
+    # Halves of the must-survive samples are no halves of the task.
+    told = [stability_finding([one], [], 0.85).page.notes for one in (halves, agreeing("subspace, halves", 0.5, 0.5))]
+    assert [any(note.startswith("ΔW_A of halves") for note in notes) for notes in told] == [True, False]
     assert "all pass" in stability_finding([passing], [], 0.85).page.headline
 
 

@@ -175,7 +175,7 @@ def stability_finding(found: Sequence[Agreement], results: Sequence[ArmResult], 
             *failure_notes(results),
             *(f"{name}: no two adapters to compare have a part in the subspace." for name in absent),
             *_NOTES,
-            *([_HALVES_NOTE] if any(one.name.endswith(_OF_HALVES) for one in found) else []),
+            *([_HALVES_NOTE] if any(_of_updates(one) and one.name.endswith(_OF_HALVES) for one in found) else []),
             *([LEGEND, interval_note(results)] if scores else []),
         ],
     )
@@ -209,4 +209,8 @@ def stability_headline(found: Sequence[Agreement], threshold: float) -> str:
 
 def _can_pass(one: Agreement) -> bool:
     """Whether the threshold says anything of it: not of ΔW_A of two seeds, whose first A differ."""
-    return not one.name.startswith(_UPDATE) or one.name.endswith(_OF_HALVES)
+    return not _of_updates(one) or one.name.endswith(_OF_HALVES)
+
+
+def _of_updates(one: Agreement) -> bool:
+    return one.name.startswith(_UPDATE)
