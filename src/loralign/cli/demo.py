@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
     app.command(
         "demo",
         help="The whole story on bundled data: align SmolLM2-135M-Instruct, adapt it with and without a guard, repair, "
-        "measure, report. About eleven minutes on two cores; taken up again where it stopped.",
+        "measure, report. About twelve minutes on two cores; taken up again where it stopped.",
     )(demo)
 
 
