@@ -109,3 +109,22 @@ def _umask() -> int:
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
     """Rows as JSON lines, in characters that any reader takes."""
     return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+# pathlib raises on names that no file can have and on directories that cannot be read; of what a user typed, the answer
+# is that nothing is there.
+
+
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Whether something is at a path; a leading ``~`` is the home directory."""
+    return os.path.exists(os.path.expanduser(path))  # noqa: PTH110, PTH111
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is at a path, likewise."""
+    return os.path.isfile(os.path.expanduser(path))  # noqa: PTH111, PTH113
+
+
+def is_directory(path: str | os.PathLike[str]) -> bool:
+    """Whether a directory is at a path, likewise."""
+    return os.path.isdir(os.path.expanduser(path))  # noqa: PTH111, PTH112

@@ -6,7 +6,6 @@ import csv
 import difflib
 import glob
 import json
-import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 from loralign.data.stored import is_hub_name, read_directory, read_hub
 from loralign.data.tables import RawTable, columns_of
 from loralign.errors import DataError
+from loralign.files import is_directory, is_file
 
 
 def read_source(location: str, *, wanted: Collection[str], split: str, revision: str | None) -> list[RawTable]:
@@ -35,10 +35,9 @@ def read_source(location: str, *, wanted: Collection[str], split: str, revision:
         DataError: nothing is there, or it cannot be read; names the file and, where it has one, the line.
     """
     path = Path(location).expanduser()
-    # Not by pathlib, which raises on names that no file can have.
-    if os.path.isfile(path):  # noqa: PTH113
+    if is_file(path):
         return [_read_file(path, location, wanted)]
-    if os.path.isdir(path):  # noqa: PTH112
+    if is_directory(path):
         return [read_directory(path, wanted=wanted, split=split)]
     if glob.has_magic(location):
         matches = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207 - absolute too

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from loralign.data.objectives import check_objective_name
 from loralign.data.readers import read_source
 from loralign.data.tables import RawTable
 from loralign.errors import DataError
+from loralign.files import exists
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def _parse(text: str) -> Source:
         raise DataError("an empty data source", fix="name a file, a directory, a hub name, or the word builtin")
     name, equals, location = text.partition("=")
     # A path may hold an equals sign too: it is one if it exists, or if a separator comes before the sign.
-    if not equals or "/" in name or "\\" in name or os.path.exists(text):  # noqa: PTH110
+    if not equals or "/" in name or "\\" in name or exists(text):
         return Source(text.strip())
     if not location.strip():
         raise DataError(f"nothing follows {text!r}", place=text, fix="write objective=FILE")

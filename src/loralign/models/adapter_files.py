@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from loralign.errors import AdapterError
+from loralign.files import is_directory
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -61,7 +61,7 @@ def inspect_adapter(path: str | Path) -> AdapterInfo:
             is not LoRA, its weights are pickled, or a value in them is not finite.
     """
     directory = Path(path).expanduser()
-    if not os.path.isdir(directory):  # noqa: PTH112 - pathlib raises on names that no file can have
+    if not is_directory(directory):
         raise AdapterError("no such adapter directory", place=str(path), fix="name the directory that PEFT saved")
     config = _read_config(directory)
     rank, alpha = config.get("r"), config.get("lora_alpha")

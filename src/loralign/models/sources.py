@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from loralign.errors import ModelError
+from loralign.files import exists
 from loralign.models import gguf
 from loralign.models.registry import (
     DEFAULT_MODEL,
@@ -86,7 +86,7 @@ def resolve_model(name: str | None = None, *, revision: str | None = None) -> Mo
     text = str(name)
     directory = Path(text).expanduser()
     converted = wheel_model_of_cache_path(text)
-    if os.path.exists(directory):  # noqa: PTH110 - pathlib raises on names that no file can have
+    if exists(directory):
         _check_directory(directory)
         return ModelSource("path", str(directory), converted.name if converted else text)
     if converted is not None:

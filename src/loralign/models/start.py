@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import warnings
 from pathlib import Path
 
 from loralign.errors import AdapterError, ConfigError, OutputError
-from loralign.files import atomic_directory
+from loralign.files import atomic_directory, is_file
 from loralign.models.adapter import load_adapter, portable_base_name
 from loralign.models.adapter_files import AdapterInfo, inspect_adapter
 from loralign.models.dtype import DtypeName
@@ -22,8 +21,7 @@ START_NAME = "loralign_start"
 
 def is_adapter(name: str | Path | None) -> bool:
     """Whether a name is the directory of a PEFT adapter."""
-    # Not by pathlib, which raises on names that no file can have.
-    return name is not None and os.path.isfile(Path(name).expanduser() / "adapter_config.json")  # noqa: PTH113
+    return name is not None and is_file(Path(name) / "adapter_config.json")
 
 
 def merge_adapter(adapter: str | Path, target: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from transformers.trainer_utils import get_last_checkpoint
 
 from loralign.errors import OutputError
-from loralign.files import atomic_directory, write_json
+from loralign.files import atomic_directory, exists, write_json
 from loralign.runs.options import RunArguments
 
 RUN_FILE = "run.json"
@@ -65,9 +65,10 @@ def check_inputs(output: Path, inputs: Iterable[str | None]) -> None:
 
 def _files(name: str) -> list[Path]:
     """What a name, perhaps with a label before it, stands for on disk: a path, or the matches of a pattern."""
-    place = os.path.expanduser(name.rpartition("=")[2])  # noqa: PTH111 - pathlib raises on names that no file can have
-    found = [place] if os.path.exists(place) else glob.glob(place, recursive=True)  # noqa: PTH110, PTH207
-    return [Path(one).resolve() for one in found if one]
+    place = name.rpartition("=")[2]
+    if place and exists(place):
+        return [Path(place).expanduser().resolve()]
+    return [Path(one).resolve() for one in glob.glob(os.path.expanduser(place), recursive=True)]  # noqa: PTH111, PTH207
 
 
 def clear(directory: Path) -> None:

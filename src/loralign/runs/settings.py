@@ -68,12 +68,7 @@ class Settings:
                 if key not in known:
                     place = "recipe" if config is None else str(config)
                     raise ConfigError(f"{key!r} is no setting", place=place, fix=self._nearest(key, known, ""))
-            kinds = {
-                one.name: (one, types[one.name])
-                for kind in self.kinds
-                for types in [_types(kind)]
-                for one in fields(kind)
-            }
+            kinds = {one.name: (one, _types(kind)[one.name]) for kind in self.kinds for one in fields(kind)}
             content = {key: _of_kind(value, *kinds[key], config) for key, value in content.items()}
             parser.set_defaults_with_config(**content)
         with _quiet():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
+from loralign.files import is_file
 from loralign.report.coerce import clean_text, mapping, number, sequence, strings
 from loralign.report.intervals import turned
 from loralign.report.reading import read_metric
@@ -94,7 +94,7 @@ def _named(value: Any) -> Subject | None:
 
 def _of_run(value: Any) -> Subject | None:
     """The subject of a setting that names a model, an adapter, or the directory of another check."""
-    if isinstance(value, str) and os.path.isfile(os.path.join(value, RUN_FILE)):  # noqa: PTH113, PTH118 - never raises
+    if isinstance(value, str) and is_file(Path(value) / RUN_FILE):
         about = read_object(Path(value) / RUN_FILE, _FIX)
         if is_driftcheck(about):
             return _subject(about)

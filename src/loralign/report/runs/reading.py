@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loralign.errors import StateError
+from loralign.files import exists
 from loralign.report.adaptation import ADAPT
 from loralign.report.coerce import clean_text
 from loralign.report.reading import ALIGN
@@ -60,7 +61,7 @@ def _unique(places: Sequence[str | Path]) -> list[Path]:
     found: dict[str, Path] = {}
     for place in places:
         path = os.path.expanduser(place)  # noqa: PTH111 - pathlib raises on names that no file can have
-        if not os.path.exists(path):  # noqa: PTH110
+        if not exists(path):
             raise StateError("does not exist", place=clean_text(str(place))[:200], fix=_FIX)
         found.setdefault(os.path.realpath(path), Path(path))
     return list(found.values())

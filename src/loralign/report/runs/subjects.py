@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 
+from loralign.files import exists
+
 Subject = tuple[str, ...]
 
 _GENERIC = frozenset({"adapter", "final", "last", "merged", "model", "output", "start"})
@@ -19,7 +21,7 @@ _GENERIC = frozenset({"adapter", "final", "last", "merged", "model", "output", "
 
 def subject(name: str) -> Subject:
     """Return the subject of a path or of a hub name; a path that exists is made absolute."""
-    if os.path.exists(os.path.expanduser(name)):  # noqa: PTH110, PTH111 - pathlib raises on names that no file can have
+    if exists(name):
         return Path(name).expanduser().resolve().parts
     return tuple(part for part in PurePath(name).parts if part != ".") or (name,)
 
