@@ -30,6 +30,13 @@ class TestFaults:
         with pytest.raises(ConfigError, match="probe"):
             one.train()
 
+    def test_budget_without_a_subspace(self) -> None:
+        """The commands refuse it by their own words; a trainer of one's own would log a multiplier of nothing."""
+        model = get_peft_model(models.build("llama"), LoraConfig(**guard_runs.LORA))
+        engine = GuardEngine(model, None, GuardConfig(drift_budget=0.1), guard_runs.PROBE)
+        with pytest.raises(ConfigError, match="drift_budget: a budget holds nothing without a subspace"):
+            engine.start(4)
+
     def test_subspace_that_covers_only_some_layers(self) -> None:
         wider = models.build("llama")
         model = get_peft_model(wider, LoraConfig(**{**guard_runs.LORA, "target_modules": ["q_proj", "up_proj"]}))
@@ -66,6 +73,11 @@ class TestFaults:
             ({"drift_budget": float("inf")}, "budget"),
             ({"drift_budget": 0.1, "probe_every": 0}, "probe_every"),
             ({"drift_budget": 0.1, "guard_mode": "measure"}, "guard_mode"),
+            ({"drift_budget": 0.1, "guard_mode": "project", "project_strength": 0.0}, "project_strength"),
+            (
+                {"drift_budget": 0.1, "lambda_alignment": 0.0, "lambda_stability": 0.0, "lambda_collision": 0.0},
+                "lambda_alignment",
+            ),
         ],
     )
     def test_settings(self, options: dict[str, Any], place: str) -> None:

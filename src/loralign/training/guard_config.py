@@ -126,13 +126,25 @@ class GuardConfig:
                 raise ConfigError("a budget needs a probe", place="probe_every", fix="set it to 5, say")
             if self.guard_mode == "measure":
                 raise ConfigError("a budget holds nothing here", place="guard_mode", fix="use penalty or project")
+            project = self.guard_mode == "project"
+            if not (self.project_strength if project else any(self._penalties)):
+                raise ConfigError(
+                    "a budget only scales what is held, and that is 0",
+                    place="project_strength" if project else "lambda_alignment",
+                    fix="set it above 0",
+                )
             self.make_controller()
 
     def reestimation_interval(self, total_steps: int | None) -> int:
         """Optimiser steps between two estimates of the subspace, 0 for none; a share of the run is rounded up."""
         if 0 < self.reestimate_every < 1:
-            return math.ceil(self.reestimate_every * total_steps) if total_steps else 0
+            # Rounded first: 0.07 · 100 is a little more than 7 in floating point.
+            return math.ceil(round(self.reestimate_every * total_steps, 9)) if total_steps else 0
         return int(self.reestimate_every)
+
+    @property
+    def _penalties(self) -> tuple[float, float, float]:
+        return self.lambda_alignment, self.lambda_stability, self.lambda_collision
 
     def make_controller(self) -> DriftController | None:
         """The controller of the budget, or ``None`` where the weights are fixed.

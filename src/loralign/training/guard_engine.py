@@ -20,13 +20,13 @@ from loralign.guard import (
     ProbeSet,
     TaskCurvature,
     estimate_curvature,
-    estimate_fisher,
 )
 from loralign.guard.curvature import CurvatureKind
 from loralign.guard.losses import completion_losses
 from loralign.lora import LoraFactors, lora_layers
 from loralign.training.guard_config import GuardConfig
 from loralign.training.guard_hold import SubspaceHold
+from loralign.training.reestimation import estimate_again, of_other_samples
 
 _STATE_VERSION = 1
 
@@ -65,11 +65,14 @@ def check_guard(model: nn.Module, subspace: AlignmentSubspace | None, config: Gu
     Raises:
         AdapterError: the subspace covers none of the adapter's layers, or only some.
         StateError: the subspace belongs to another model.
-        ConfigError: an adapter that is not fresh, a budget without a probe, a curvature without task data.
+        ConfigError: an adapter that is not fresh, a budget without a probe or without what would hold it, a curvature
+            without task data.
     """
     layers = lora_layers(model)
     if config.drift_budget is not None and not data.probe:
         raise ConfigError("a budget needs a probe set", place="drift_budget", fix="pass prompts with responses")
+    if config.drift_budget is not None and subspace is None:
+        raise ConfigError("a budget holds nothing without a subspace", place="drift_budget", fix="pass a subspace")
     if any(bool(layer.B.detach().any()) for layer in layers):
         raise ConfigError(
             "the adapter already changes the model that is to be preserved",
@@ -140,7 +143,7 @@ class GuardEngine:
         self._cache_probe()
         self._measure_curvature()
         records = [] if self.probe is None else self._probed(self.probe, -1)
-        records += self._watch_task(-1)
+        records += self._watch_task(-1) + self._other_samples()
         if self.data.refusal_rate is not None and self.config.refusal_every:
             records += self._refusals(self.data.refusal_rate, -1)
         return records
@@ -305,33 +308,40 @@ class GuardEngine:
         return [{"kind": "task", "step": step, "loss": loss}, *self.task_loss(step, loss)]
 
     def _reestimation_due(self, step: int) -> bool:
-        if self.hold is None or self.config.guard_mode == "measure" or not self.data.alignment:
-            return False
-        if self.hold.subspace.info.kind == "random":
-            # A control that became what it is to be compared with would be none.
+        if not self._reestimates:
             return False
         total = self.monitors.total_steps
         # A penalty would not act on what is found after the last step.
         last = total is not None and step + 1 >= total and self.config.guard_mode == "penalty"
         return not last and _due(step, self.config.reestimation_interval(total))
 
+    def _other_samples(self) -> list[dict[str, Any]]:
+        """A warning where estimates in mid-training are of other samples than the first one."""
+        if (
+            self.hold is None
+            or not self._reestimates
+            or not of_other_samples(self.hold.subspace.info, self.data.alignment)
+        ):
+            return []
+        message = (
+            f"the subspace is of {self.hold.subspace.info.samples} samples that are not the {len(self.data.alignment)} "
+            "of the alignment data, which it will be estimated from in mid-training"
+        )
+        fix = "name the data that it was estimated from, or set reestimate_every to 0"
+        return [{"kind": "warning", "step": -1, "code": "other_samples", "message": message, "fix": fix}]
+
+    @property
+    def _reestimates(self) -> bool:
+        """Whether the subspace is estimated again at all."""
+        if self.hold is None or self.config.guard_mode == "measure" or not self.data.alignment:
+            return False
+        # A control that became what it is to be compared with would be none.
+        return self.config.reestimate_every > 0 and self.hold.subspace.info.kind != "random"
+
     def _reestimate(self, hold: SubspaceHold, step: int) -> list[dict[str, Any]]:
-        before, info = hold.subspace, hold.subspace.info
-        ranks = {name: layer.rank for name, layer in before.layers.items()}
+        before = hold.subspace
         try:
-            found = estimate_fisher(
-                self.model,
-                self.data.alignment,
-                kind="sampled" if info.kind == "sampled" else "empirical",
-                reduction="sum" if info.reduction == "sum" else "mean",
-                max_length=max(len(one.ids) for one in self.data.alignment),
-                response_tokens=info.response_tokens,
-                rank=max(ranks.values()),
-                # A poor estimate is for the monitors to tell of.
-                min_agreement=0.0,
-                show_progress=False,
-                seed=self.seed + step + 1,
-            )
+            found = estimate_again(self.model, self.data.alignment, before, self.seed + step + 1)
         except DataError as error:
             # No reason to stop a run that has a subspace already.
             return [
@@ -343,7 +353,6 @@ class GuardEngine:
                     "fix": error.fix or "give more samples",
                 }
             ]
-        found = found.with_ranks(ranks)
         similarity = before.similarity(found)
         hold.replace(found)
         record = {
