@@ -77,7 +77,11 @@ class FactorResult:
 def _doubt(found: Sequence[SeedEstimate]) -> str:
     if not found:
         return "; no two values can be compared"
-    return "; some are compared over one seed, so nothing is settled" if min(one.seeds for one in found) < 2 else ""
+    if min(one.seeds for one in found) < 2:
+        return "; some are compared over one seed, so nothing is settled"
+    # Only where a difference was taken for one.
+    unsure = any(one.doubt for one in found if one.low > 0 or one.high < 0)
+    return "; in some the seeds differ too much for their number, so nothing is settled" if unsure else ""
 
 
 def factor_results(

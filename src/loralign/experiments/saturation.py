@@ -42,7 +42,7 @@ def changes(results: Sequence[ArmResult], key: str) -> dict[tuple[int, int], See
 
 def _times(sign: int, one: SeedEstimate) -> SeedEstimate:
     low, high = sorted((sign * one.low, sign * one.high))
-    return SeedEstimate(sign * one.value, low, high, one.seeds)
+    return SeedEstimate(sign * one.value, low, high, one.seeds, tuple(sign * found for found in one.by_seed))
 
 
 def saturation(count: int, improvement: Changes) -> int:

@@ -8,6 +8,7 @@ from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import t as student_t
 
 from loralign.evaluation.bootstrap import Estimate, Sample, bootstrap_mean
 from loralign.evaluation.pairs import FloatArray
@@ -31,16 +32,25 @@ class SeedEstimate(Estimate):
 
     Attributes:
         seeds: how many; the interval of one knows of samples only.
+        by_seed: what each seed found, in the order of the seeds; empty where that is not known.
     """
 
     seeds: int = 1
+    by_seed: tuple[float, ...] = ()
 
     @property
     def doubt(self) -> str:
-        """Why its sign is not settled, for after a colon; empty where it is."""
+        """Why its sign is not settled, for after a colon; empty where it is.
+
+        The interval tells how much samples vary. Of few seeds it knows too little: of two it lies between their two
+        values, so that without any effect half of all intervals leave zero out. Therefore the seeds' own values must
+        settle the sign as well, by Student's t interval of their mean.
+        """
         if not (self.low > 0 or self.high < 0):
             return "the interval holds zero, so nothing is settled"
-        return "" if self.seeds > 1 else "one seed, so nothing is settled"
+        if self.seeds < 2:
+            return "one seed, so nothing is settled"
+        return "" if _seeds_agree(self.by_seed) else f"{self.seeds} seeds differ too much, so nothing is settled"
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +191,8 @@ def estimate(found: Samples | OverSeeds, *, seed: int = 0, resamples: int = RESA
     every resample draws samples and, independently, seeds, both with replacement (a pigeonhole bootstrap of seeds ×
     samples), and the interval is of percentiles. Seeds that have as many samples share them, and those that do not
     draw their own. One seed fewer is drawn than there are: means of n draws out of n vary by the factor (n − 1)/n too
-    little, which of two seeds is half of the variance. Two or three seeds are still too few for 95 %.
+    little, which of two seeds is half of the variance. Two or three seeds are still too few for 95 %, so that
+    :attr:`SeedEstimate.doubt` asks the seeds themselves as well.
 
     Args:
         found: what to estimate.
@@ -199,7 +210,17 @@ def estimate(found: Samples | OverSeeds, *, seed: int = 0, resamples: int = RESA
         return SeedEstimate(known.value, known.low, known.high)
     # Percentiles that are values of the sample, since a share may be infinite in some resamples.
     low, high = np.quantile(_resampled(over, seed, resamples), _ENDS, method="inverted_cdf")
-    return SeedEstimate(value(over), float(low), float(high), count)
+    return SeedEstimate(value(over), float(low), float(high), count, tuple(value(one) for one in over.single()))
+
+
+def _seeds_agree(values: tuple[float, ...]) -> bool:
+    """Whether Student's 95 % interval of the values' mean leaves zero out."""
+    if not values:
+        return True
+    if not np.isfinite(values).all():
+        return False
+    margin = student_t.ppf(_ENDS[1], len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    return bool(abs(np.mean(values)) > margin)
 
 
 def _averaged(parts: Sequence[Samples]) -> Samples:
