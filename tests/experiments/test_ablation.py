@@ -12,13 +12,14 @@ def test_the_ladder_adds_one_term_at_a_time() -> None:
     config = GuardConfig()
     arms = {arm.name: arm.overrides for arm in guard_arms(vars(config))}
     weights = [
-        GuardConfig(**arms[name]).penalty_weights(1.0) for name in ("+ alignment", "+ stability", "+ overlap", "full")
+        GuardConfig(**arms[name]).penalty_weights(1.0)
+        for name in ("+ alignment", "+ stability", "+ overlap or full − geodesic", "full")
     ]
     assert weights[0].alignment == config.lambda_alignment
     assert (weights[0].stability, weights[0].collision) == (0, 0)
     assert weights[1].stability == config.lambda_stability
     assert weights[1].collision == 0
-    overlap, full = (GuardConfig(**arms[name]) for name in ("+ overlap", "full"))
+    overlap, full = (GuardConfig(**arms[name]) for name in ("+ overlap or full − geodesic", "full"))
     # The overlap keeps the weight that it has in the full method, and so does the geodesic term where it is alone.
     assert overlap.lambda_collision * overlap.collision_alpha == full.lambda_collision * full.collision_alpha
     assert overlap.collision_alpha == 1
@@ -53,6 +54,13 @@ def test_arms_are_chosen_by_name() -> None:
     assert {arm.overrides.get("refine_every") for arm in arms if "+" in arm.name} == {20}
     with pytest.raises(ConfigError, match="'norn' is no arm"):
         chosen(arms, ["norn"])
+
+
+def test_the_full_method_without_one_of_its_collision_terms_is_chosen_by_either_name() -> None:
+    arms = guard_arms(vars(GuardConfig()))
+    for names in (["full - geodesic"], ["+ overlap"], ["full − geodesic", "+ overlap"]):
+        assert [arm.name for arm in chosen(arms, names)] == ["+ overlap or full − geodesic"]
+    assert [arm.name for arm in chosen(arms, ["full - overlap"])] == ["full − overlap"]
 
 
 def test_arms_of_the_guard_have_no_budget_and_project_as_they_are_called(adapting: list[str]) -> None:

@@ -25,7 +25,7 @@ from loralign.experiments.finding import (
     score_table,
 )
 from loralign.experiments.measuring import Measures
-from loralign.experiments.outcomes import outcome
+from loralign.experiments.outcomes import measure, outcome
 from loralign.experiments.seed_means import Samples, estimate, over_seeds, value
 from loralign.experiments.store import CellRecord
 from loralign.runs.kept_scores import SAMPLE_COLUMNS
@@ -101,12 +101,29 @@ def test_task_scores_join_by_document(tmp_path: Path) -> None:
     (place,) = record.measured("task")
     place.mkdir(parents=True)
     lines = [
-        {"arm": arm, "task": "local_sst2", "filter": "none", "values": {"acc": float(right)}}
+        {
+            "arm": arm,
+            "task": "local_sst2",
+            "filter": "none",
+            "values": {"acc": float(right), "brier": 0.2, "other": 1.0},
+        }
         for arm, rights in (("base", (0, 0)), ("adapter", (1, 0)))
         for right in rights
     ]
     (place / "tasks.samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    scores = [
+        {"task": "local_sst2", "metric": metric, "filter": "none", "higher_is_better": higher}
+        for metric, higher in (("acc", True), ("brier", False), ("other", None))
+    ]
+    (place / "tasks.json").write_text(json.dumps({"arms": {"adapter": {"scores": scores}}}))
     assert value(outcome(record)["task:local_sst2 acc"]) == 0.5
+    # A search for the largest Brier score would find the worst model.
+    (lower,) = (key for key in outcome(record) if "brier" in key)
+    assert lower == "task:local_sst2 brier (less is better)"
+    assert [measure(key).higher for key in sorted(outcome(record)) if key.startswith("task:")] == [True, False, True]
+    (place / "tasks.json").unlink()
+    with pytest.raises(StateError, match=r"tasks\.json"):
+        outcome(record)
 
 
 def aligned(directory: Path, **settings: Any) -> CellRecord:

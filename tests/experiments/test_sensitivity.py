@@ -138,6 +138,18 @@ def test_a_recipe_with_a_subspace_of_its_own_is_refused(tmp_path: Path) -> None:
         sensitivity({"guard": "somewhere"}, ExperimentOptions(tmp_path))
 
 
+def test_a_budget_which_makes_all_arms_drift_alike_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--drift_budget: a budget steers every arm to the same drift"):
+        sensitivity({"guard": "auto", "drift_budget": 0.1}, ExperimentOptions(tmp_path))
+
+
+def test_more_samples_than_there_are_are_no_arm(loralign: Any, adapting: list[str], tmp_path: Path) -> None:
+    words = ["sensitivity", *adapting, "--output", str(tmp_path / "out"), "--ranks", "2", "--sketches", "64"]
+    result = loralign(*words, "--fisher_sample_counts", "6", "500")
+    assert_refused(result, "for the 500 of 'samples 500'", "--fisher_sample_counts", "name more --alignment_data")
+    assert not list((tmp_path / "out" / "cells").glob("*"))
+
+
 def test_the_command_adapts_every_setting_once(loralign: Any, adapting: list[str], tmp_path: Path) -> None:
     words = [
         *("sensitivity", *adapting, "--output", str(tmp_path / "out"), "--ranks", "2", "48", "--sketches", "64"),

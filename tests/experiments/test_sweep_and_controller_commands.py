@@ -85,7 +85,21 @@ def test_a_fault_of_the_space_is_told_before_anything_is_run(
     assert_refused(loralign(*betas, "--keep", "0.9"), "--keep", "no answer is judged", "--guard")
     assert_refused(loralign(*betas, "--keep", "0.9", "--guard", "auto"), "no answer is judged")
     assert_refused(loralign(*betas, "--trade", "drift", "accuracy"), "without a guard nothing is probed")
+    assert_refused(loralign(*words, *ranks, "--trade", "drift", "accuracy"), "no run of loralign adapt", "task_gain")
+    assert_refused(loralign(*words, *ranks, "--trade", "drift", "forgetting"), "no run of loralign adapt")
+    assert_refused(loralign(*betas, "--trade", "reference_drift", "task_gain"), "no run of loralign align")
+    assert_refused(
+        loralign(*words, *ranks, "--judged_prompts", "0", "--trade", "over_refusal", "task_gain"), "no over_refusal"
+    )
     assert not (tmp_path / "out" / "cells").exists()
+
+
+def test_pairs_of_ones_own_need_others_to_be_scored_on(loralign: Any, tmp_path: Path) -> None:
+    """All arms would be trained, and then there would be nothing to compare them by."""
+    for command in (["ablate", "align"], ["sweep", "align", "--space", "beta=0.1,0.2"]):
+        result = loralign(*command, "--output", "out", "--data", "helpful=pairs.jsonl")
+        assert_refused(result, "no pairs to score the arms on", "--validation_data")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("more", [["judged_prompts=8,16"], []])

@@ -13,6 +13,8 @@ _NOTHING: dict[str, Any] = {"lambda_alignment": 0.0, "lambda_stability": 0.0, "l
 # What a recipe may hold for its own run, and would be in every arm but is named in none.
 _FREE: dict[str, Any] = {"drift_budget": None}
 _UNREFINED: dict[str, Any] = {"refine_every": 0, "refine_at_start": False}
+# Between two names of one arm.
+_ALSO = " or "
 # Steps between refinements of a run whose length is stated in passes over the data.
 _REFINE_EVERY = 20
 
@@ -30,7 +32,7 @@ def align_arms(base: Mapping[str, Any]) -> list[Arm]:
     """Uniform, Norm, Geo and match, each without and with the three refinements, and TorchJD's peers.
 
     Arms without refinement have none at the start either. The others refine as often as the recipe does, or where it
-    does not, each third of the run.
+    does not, each third of the run; of a run that is counted in epochs, every 20 steps.
 
     Args:
         base: recipe of ``loralign align``.
@@ -56,9 +58,9 @@ def guard_arms(base: Mapping[str, Any]) -> list[Arm]:
     """The ladder of docs/adapting.md, each collision term taken away alone, and the projections.
 
     The ladder adds one term after the other with the base recipe's own weights: task loss, alignment, stability,
-    Riemannian overlap, geodesic; the last is the full method. ``full − overlap`` and ``full − geodesic`` remove one
-    collision term and leave the other its weight. No arm has a budget, which would set the weights, and those that are
-    not called soft project hard.
+    Riemannian overlap, geodesic; the last is the full method. ``full − overlap`` removes one collision term and leaves
+    the other its weight; without the geodesic one the full method is the rung before it, which bears both names. No
+    arm has a budget, which would set the weights, and those that are not called soft project hard.
 
     Args:
         base: recipe of ``loralign adapt``, with the weights of the full method.
@@ -83,9 +85,9 @@ def guard_arms(base: Mapping[str, Any]) -> list[Arm]:
         Arm("plain", {**_FREE, "guard": "none"}),
         Arm("+ alignment", first),
         Arm("+ stability", second),
-        Arm("+ overlap", overlap),
+        # The rung before the last is the full method without its geodesic term.
+        Arm(f"+ overlap{_ALSO}full − geodesic", overlap),
         Arm("full", full),
-        # The rung before the last is the full method without its geodesic term already.
         Arm("full − overlap", geodesic),
         Arm("full soft", {**full, "guard_projection": "soft"}),
         Arm("project", project),
@@ -96,13 +98,21 @@ def guard_arms(base: Mapping[str, Any]) -> list[Arm]:
 def chosen(arms: Sequence[Arm], names: Sequence[str] | None) -> list[Arm]:
     """The arms of these names, in their order, or all.
 
+    Args:
+        arms: to choose among.
+        names: with a hyphen for a minus sign, too; of an arm with two names either.
+
     Raises:
         ConfigError: an unknown name.
     """
     if not names:
         return list(arms)
-    known = {arm.name: arm for arm in arms}
+    known = {name: arm for arm in arms for name in (arm.name, *arm.name.split(_ALSO))}
+    found: dict[str, Arm] = {}
     for name in names:
-        if name not in known:
-            raise ConfigError(f"{name!r} is no arm", place="--arms", fix=f"choose among {', '.join(known)}")
-    return [known[name] for name in dict.fromkeys(names)]
+        arm = known.get(name.replace(" - ", " − "))
+        if arm is None:
+            choices = ", ".join(arm.name for arm in arms)
+            raise ConfigError(f"{name!r} is no arm", place="--arms", fix=f"choose among {choices}")
+        found[arm.name] = arm
+    return list(found.values())

@@ -100,7 +100,7 @@ def parse_experiment(name: str, own: type[T], command: Command, arguments: Seque
         arguments: the words after the name.
 
     Raises:
-        ConfigError: as :meth:`~loralign.runs.settings.Settings.parse`; no task data.
+        ConfigError: as :meth:`~loralign.runs.settings.Settings.parse`; no task data, or no pairs to validate on.
     """
     words = list(arguments)
     if words and not words[0].startswith("-"):
@@ -112,6 +112,11 @@ def parse_experiment(name: str, own: type[T], command: Command, arguments: Seque
     recipe = Recipe(*objects[2:]) if command == "align" else AdaptRecipe(*objects[2:])
     if command == "adapt" and not recipe.run.data:
         raise ConfigError("there is no task to adapt to", place="--data", fix="name a file of conversations")
+    if command == "align" and not recipe.run.validation_data and recipe.run.data != ["builtin"]:
+        # A run may do without; an experiment would train all its arms and then have nothing to compare them by.
+        raise ConfigError(
+            "there are no pairs to score the arms on", place="--validation_data", fix="name pairs that are held back"
+        )
     return ExperimentRecipe(objects[0], objects[1], flat_settings(recipe), ("loralign", *name.split(), *arguments))
 
 

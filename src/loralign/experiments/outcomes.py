@@ -23,7 +23,7 @@ from loralign.experiments.store import CHECK_DIRECTORY, LANGUAGE_FILE, TASKS_FIL
 from loralign.runs.driftcheck import BASELINE, RESPONSES
 from loralign.runs.guarding import NONE
 from loralign.runs.kept_scores import SAMPLE_SCORES
-from loralign.runs.task_scores import read_task_samples
+from loralign.runs.task_scores import read_lower_is_better, read_task_samples
 
 PAIR_SCORES = "pair_scores.safetensors"
 
@@ -70,6 +70,9 @@ LEGEND = (
 """What the titles mean, for below a table."""
 
 OBJECTIVE, TASK = "accuracy:", "task:"
+LESS = " (less is better)"
+"""Ends the key of a task's metric of which the harness says so, since a key alone must tell what is better."""
+
 _OF_ANSWERS = ("refusal", "over_refusal", "retention")
 
 
@@ -80,7 +83,7 @@ def measure(key: str) -> Measure:
             return one
     if key.startswith(OBJECTIVE):
         return Measure(key, f"accuracy, {key.removeprefix(OBJECTIVE)}", True)
-    return Measure(key, key.removeprefix(TASK), True)
+    return Measure(key, key.removeprefix(TASK), not key.endswith(LESS))
 
 
 def ordered(keys: Iterable[str]) -> list[Measure]:
@@ -99,7 +102,7 @@ def outcome(record: CellRecord) -> dict[str, Samples]:
 
     Of what was asked of the cell beside that: refusals of a driftcheck, which take the place of the run's own; of text
     that the start knew ``language_loss``, and ``forgetting``, by how much it rose (nats per token); of tasks
-    ``task:NAME``.
+    ``task:NAME METRIC``, with :data:`LESS` where that is so.
 
     Args:
         record: of a finished cell.
@@ -116,8 +119,9 @@ def outcome(record: CellRecord) -> dict[str, Samples]:
         now = _mean(np.array(losses.after))
         found |= {"language_loss": (now,), "forgetting": (Difference(now, _mean(np.array(losses.before))),)}
     for place in record.measured("task"):
+        lower = read_lower_is_better(place / TASKS_FILE)
         for name, values in read_task_samples(place / TASKS_FILE).items():
-            found[TASK + name] = (_mean(np.array(values)),)
+            found[TASK + name + (LESS if name in lower else "")] = (_mean(np.array(values)),)
     return found
 
 

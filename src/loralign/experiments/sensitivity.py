@@ -25,6 +25,7 @@ from loralign.experiments.finding import (
 from loralign.experiments.guard_subspaces import subspace_of, subspace_table
 from loralign.experiments.outcomes import LEGEND, measure
 from loralign.experiments.protection import GAIN, FactorResult, factor_results
+from loralign.guard import AlignmentSubspace
 from loralign.report.experiment import ExperimentPage
 from loralign.report.response import Response, response_chart
 from loralign.report.theme import Chart, Table
@@ -59,7 +60,7 @@ def sensitivity(
         reestimate: estimate subspaces again during the runs, as the recipe does, with the recipe's own sketch.
 
     Raises:
-        ConfigError: the recipe names a subspace; every cell failed.
+        ConfigError: the recipe names a subspace or a budget; more samples than there are; every cell failed.
         LoralignError: any fault of the recipe. An arm with too few samples for its subspace has failed instead.
     """
     factors = factors or Factors()
@@ -69,12 +70,19 @@ def sensitivity(
             place="--guard",
             fix="leave it out: they are estimated",
         )
+    if base["drift_budget"] is not None:
+        raise ConfigError(
+            "a budget steers every arm to the same drift, by which they are to be compared",
+            place="--drift_budget",
+            fix="leave it out",
+        )
     base = start_of(base, options.output)
     if not reestimate:
         base = {**base, "reestimate_every": 0.0}
     own = own_setting(base)
     chosen = settings(factors, own, full_grid=full_grid)
     guards, failed = guard_subspaces(chosen, base, factors, options.output)
+    _check_counts(guards, int(base["fisher_samples"]), factors)
     arms = [Arm(PLAIN, {"guard": "none", "drift_budget": None})]
     arms += [Arm(setting.name, overrides(setting, place)) for setting, place in guards.items()]
     results = run_arms("sensitivity", "adapt", base, arms, options)
@@ -104,6 +112,20 @@ def guard_subspaces(
     if not guards:
         raise next(iter(failed.values()))
     return guards, {setting: str(error) for setting, error in failed.items()}
+
+
+def _check_counts(guards: Mapping[Setting, Path], own: int, factors: Factors) -> None:
+    """Counts beyond the samples that there are would be the same arm under several names."""
+    if not factors.samples:
+        return
+    for setting, place in guards.items():
+        asked, found = setting.samples or own, AlignmentSubspace.load(place).info.samples
+        if found < asked:
+            raise ConfigError(
+                f"there are {found} samples for the {asked} of {setting.name!r}",
+                place="--fisher_sample_counts" if setting.samples else "--fisher_samples",
+                fix=f"ask for {found} at most, or name more --alignment_data",
+            )
 
 
 def overrides(setting: Setting, guard: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from loralign.experiments.cell import CellSettings, Command
 from loralign.experiments.experiment import ExperimentOptions, start_of
 from loralign.experiments.finding import Finding
 from loralign.experiments.hypervolume import Pair
-from loralign.experiments.outcomes import TASK
+from loralign.experiments.outcomes import OBJECTIVE, TASK
 from loralign.experiments.search import run_search
 from loralign.experiments.search_plan import SearchPlan
 from loralign.experiments.selection import Limit
@@ -25,10 +25,18 @@ TRADES: dict[Command, tuple[str, str]] = {
 """What a sweep is for by default: what is kept, and what is gained."""
 
 _DRIFT: dict[Command, str] = {"adapt": "drift", "align": "reference_drift"}
+_JUDGED = {"retention", "refusal", "over_refusal"}
+_MEASURED: dict[Command, set[str]] = {
+    "adapt": {"task_gain", "task_loss", "drift", *_JUDGED},
+    "align": {"accuracy", "accuracy_worst", "loss", "reference_drift", "drift", *_JUDGED},
+}
 # What a subspace that the guard estimates itself depends on.
 _OF_SUBSPACE = {
     "guard",
     "model",
+    "revision",
+    "dtype",
+    "load_in_4bit",
     "alignment_data",
     "fisher_samples",
     "fisher_tokens",
@@ -94,11 +102,18 @@ def _check_measured(
     judged = probed and (base.get("judged_prompts") != 0 or "judged_prompts" in varied)
     wanted = {"--trade": list(plan.measures), "--keep": [one.measure for one in limits]}
     for place, key in ((place, key) for place, keys in wanted.items() for key in keys):
+        if not key.startswith((TASK, OBJECTIVE) if command == "align" else TASK) and key not in _MEASURED[command]:
+            choices = ", ".join(sorted(_MEASURED[command]))
+            raise ConfigError(
+                f"no run of loralign {command} has {key!r}",
+                place=place,
+                fix=f"choose among {choices}, and task:NAME METRIC of --tasks",
+            )
         if key.startswith(TASK) and not options.measures.tasks:
             raise ConfigError("no task is scored", place=f"{place} {key}", fix="name the task with --tasks")
-        if key == "retention" and not judged and options.measures.driftcheck is None:
+        if key in _JUDGED and not judged and options.measures.driftcheck is None:
             raise ConfigError(
-                "no answer is judged, so there is no retention",
+                f"no answer is judged, so there is no {key}",
                 place=place,
                 fix=f"set --judged_prompts{'' if probed else ' and --guard'} or --driftcheck, or choose other measures",
             )

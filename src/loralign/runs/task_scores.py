@@ -158,6 +158,27 @@ def read_task_samples(output: Path, arm: str = "adapter") -> dict[str, list[floa
     return found
 
 
+def read_lower_is_better(output: Path, arm: str = "adapter") -> set[str]:
+    """Of a run's tasks and metrics, named as in :func:`read_task_samples`, those of which less is better.
+
+    Args:
+        output: the JSON file of the run.
+        arm: of the run.
+
+    Raises:
+        StateError: it is missing or damaged.
+    """
+    try:
+        scores = json.loads(output.read_text(encoding="utf-8"))["arms"][arm]["scores"]
+        return {
+            f"{one['task']} {metric_name(one['metric'], one['filter'])}"
+            for one in scores
+            if one["higher_is_better"] is False
+        }
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise StateError(f"cannot be read: {error}", place=str(output), fix="score the tasks again") from error
+
+
 def task_specs(tasks: Sequence[str], examples: Sequence[str] = (), num_fewshot: int | None = None) -> list[Task]:
     """The harness's specifications of tasks, checked as far as they can be without a model or the hub.
 
