@@ -16,11 +16,14 @@ from typer.core import TyperGroup
 from loralign.cli import main
 from loralign.cli.main import app
 from loralign.data import load_preferences, load_prompts
+from loralign.experiments.arguments import parse_experiment
+from loralign.experiments.space_syntax import parse_space
 from loralign.runs import parse_adapt_recipe, parse_recipe
 from tests.docs.pages import PAGES, ROOT, blocks, commands, shown_files
 
 SHORTER = {"max_steps=60": "max_steps=2", "save_steps=20": "save_steps=1"}
 ROOMS = ("lora", "capture", "geometry", "guard", "training", "evaluation", "data", "models", "report")
+EXPERIMENTS = ("ablate", "sweep", "controller", "stability", "sensitivity", "scaling")
 # A machine without a GPU may refuse bfloat16 training, whatever the recipe says.
 ON_CPU = ("--bf16", "false", "--use_cpu", "true")
 
@@ -76,10 +79,27 @@ def test_commands_parse(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
             assert launch.module, words
             words = [launch.training_script, *launch.training_script_args]
         if words[0] == "loralign":
-            _parse(words[1], words[2:])
+            _parse(words[1], words[2:], monkeypatch)
 
 
-def _parse(command: str, arguments: list[str]) -> None:
+class Parsed(Exception):  # noqa: N818
+    """An experiment that would begin now."""
+
+
+def _parse(command: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def parse(name: str, own: Any, kind: Any, words: list[str]) -> None:
+        recipe = parse_experiment(name, own, kind, words)
+        if command == "sweep":
+            parse_space(kind, recipe.own.space)
+        raise Parsed
+
+    if command in EXPERIMENTS and "--help" not in arguments:
+        # Their commands take any words, which they read themselves.
+        monkeypatch.setattr("loralign.experiments.arguments.parse_experiment", parse)
+        context = _commands()[command].make_context(command, arguments)
+        with pytest.raises(Parsed):
+            context.command.invoke(context)
+        return
     if command in ("align", "adapt"):
         ours = [word for word in arguments if word not in ("--json", "--help", "--all")]
         (parse_recipe if command == "align" else parse_adapt_recipe)([*ours, *ON_CPU])

@@ -10,7 +10,7 @@ from loralign.cli import main
 from loralign.experiments.ablate import side_by_side
 from loralign.experiments.experiment import ArmResult
 from loralign.report.theme import Table
-from tests.cli.conftest import assert_refused
+from tests.cli.conftest import SMALL, assert_refused, write_pairs
 from tests.experiments.made_up import broken, made_up
 
 
@@ -145,3 +145,26 @@ def test_an_arm_without_a_seed_is_compared_over_the_others_and_said_to_be() -> N
         ("+ alignment", "2"),
         ("full", "1"),
     ]
+
+
+def test_arms_of_an_alignment_are_trained_by_two_workers(model: Path, loralign: object, tmp_path: Path) -> None:
+    """The whole way: real cells of ``loralign align``, shared by two processes, each trained once."""
+    data = str(write_pairs(tmp_path / "pairs.jsonl"))
+    words = ["ablate", "align", "--model", str(model), "--data", data, "--validation_data", data, *SMALL]
+    words += ["--arms", "uniform", "geo + gradient", "--seeds", "0", "1", "--output", "out", "--workers", "2", "--json"]
+    words += ["--max_steps", "2", "--measure_every", "1", "--refine_every", "1", "--samples", "0"]
+    result = loralign(*words)  # type: ignore[operator]
+    assert result.code == 0, result.err
+    rows = pq.read_table(tmp_path / "out" / "results" / "ablate-align" / "results.parquet").to_pylist()
+    arms = {(row["arm"], row["measure"]): row for row in rows if not row["reference"]}
+    assert {arm for arm, _ in arms} == {"uniform", "geo + gradient"}
+    for arm in ("uniform", "geo + gradient"):
+        assert arms[arm, "accuracy"]["seeds"] == 2
+        assert 0 <= arms[arm, "accuracy:harmless"]["low"] <= arms[arm, "accuracy:harmless"]["high"] <= 1
+        assert arms[arm, "reference_drift"]["value"] > 0
+    # Another weighting and a refinement are other adapters; of one seed and recipe there is one cell.
+    assert arms["uniform", "reference_drift"]["value"] != arms["geo + gradient", "reference_drift"]["value"]
+    records = [json.loads(path.read_text()) for path in (tmp_path / "out" / "cells").glob("*/cell.json")]
+    assert [one["status"] for one in records] == ["finished"] * 4
+    # The other process ended by itself, with nothing to complain of.
+    assert "Traceback" not in (tmp_path / "out" / "worker-1.log").read_text()

@@ -72,8 +72,11 @@ def test_an_arm_with_a_failed_seed_is_no_candidate() -> None:
     assert any("λ × 2, seed 7, failed: out of memory" in note for note in page.notes)
     # What was asked and failed is no budget that was met, and what failed is none of the weights that were tried.
     lost = broken("budget 0.2", {"drift_budget": 0.2})
-    assert against_sweep([*HELD, lost], [*FIXED, lucky]).page.headline.startswith("The controller met 2 of 4 budgets")
-    assert "the best of 4 fixed weights" in page.headline
+    headline = against_sweep([*HELD, lost], [*FIXED, lucky]).page.headline
+    assert headline.startswith("The controller met 2 of 4 budgets")
+    # Nothing is known of the fourth.
+    assert "the best of 4 fixed weights met 2 of 3. " in headline
+    assert "the best of 4 fixed weights met 2. " in page.headline
     only = broken("budget 0.1", {"drift_budget": 0.1})
     with pytest.raises(ConfigError, match=r"no arm with a budget has finished: budget 0\.1, seed 7"):
         against_sweep([only], FIXED)
@@ -106,7 +109,8 @@ def test_a_factor_multiplies_all_three_weights_as_a_budget_does(adapting: list[s
     assert cell.settings["drift_budget"] is None
     config = GuardConfig(**{name: cell.settings[name] for name in WEIGHTS})
     assert config.penalty_weights() == GuardConfig().penalty_weights(3.0)
-    assert [arm.overrides for arm in budget_arms([0.1, 0.2])] == [{"drift_budget": 0.1}, {"drift_budget": 0.2}]
+    assert [arm.overrides for arm in budget_arms([0.2, 0.1])] == [{"drift_budget": 0.1}, {"drift_budget": 0.2}]
+    assert [arm.name for arm in weight_arms(base, [3.0, 0.0, 10.0])] == ["λ × 0", "λ × 3", "λ × 10"]
 
 
 @pytest.mark.parametrize("values", [[], [0.1, 0.1], [-1.0], [math.inf], [math.nan]])

@@ -40,17 +40,17 @@ def controller(
 
 
 def budget_arms(budgets: Sequence[float]) -> list[Arm]:
-    """An arm for every budget.
+    """An arm for every budget, in their order.
 
     Raises:
         ConfigError: there is none, one is not positive, or one stands there twice.
     """
     _check("--budgets", budgets, least="above 0", allowed=all(one > 0 for one in budgets))
-    return [Arm(f"budget {one:g}", {"drift_budget": float(one)}) for one in budgets]
+    return [Arm(f"budget {one:g}", {"drift_budget": float(one)}) for one in sorted(budgets)]
 
 
 def weight_arms(base: CellSettings, factors: Sequence[float]) -> list[Arm]:
-    """An arm for every factor, of all three weights of the recipe and without a budget.
+    """An arm for every factor in their order, of all three weights of the recipe and without a budget.
 
     Raises:
         ConfigError: there is none, one is negative, or one stands there twice; the recipe's weights are all zero, or
@@ -69,7 +69,7 @@ def weight_arms(base: CellSettings, factors: Sequence[float]) -> list[Arm]:
         )
     return [
         Arm(f"λ × {one:g}", {"drift_budget": None, **{name: one * weight for name, weight in weights.items()}})
-        for one in factors
+        for one in sorted(factors)
     ]
 
 

@@ -157,9 +157,11 @@ def _headline(rows: Sequence[BudgetRow], budgets: int, runs: int) -> str:
     both = [row.difference.value for row in rows if row.met != "no" and row.difference is not None]
     settled = [one for one in both if not one.doubt]
     more, less = sum(one.low > 0 for one in settled), sum(one.high < 0 for one in settled)
+    # A budget whose own run failed is in no row, so that nothing is known of what the fixed ones did there.
+    of = f" of {len(rows)}" if len(rows) < budgets else ""
     text = (
         f"The controller met {met} of {budgets} budgets with one run each, drifting by {_shares(rows)} of them; the "
-        f"best of {runs} fixed weights met {found}."
+        f"best of {runs} fixed weights met {found}{of}."
     )
     if not both:
         return f"{text} There is no budget that both met."

@@ -76,7 +76,7 @@ def response_chart(
     return Chart(
         key=key,
         title=f"What the {factor} does",
-        note=f"Bars are 95 % intervals over samples.{dotted} {note}".strip(),
+        note=f"Bars are 95 % intervals.{dotted} {note}".strip(),
         figure=figure,
         table=Table((factor, *(one.title for one in responses)), rows),
     )
