@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import TrainingArguments
 
 from tests.cli.conftest import SMALL, assert_refused, with_template, write_pairs
 from tests.models.tiny_models import write_adapter, write_model
@@ -159,3 +160,13 @@ def test_what_a_run_needs_is_not_cleared_for_it(loralign, model, data, tmp_path)
     ):
         assert_refused(loralign(*more, *words), "which the run needs")
     assert len(list(used.iterdir())) == 4
+
+
+@pytest.mark.parametrize("command", ["align", "adapt"])
+def test_several_gpus_in_one_process_are_refused_before_anything_is_loaded(command, loralign, tmp_path, monkeypatch):
+    """TRL does not train there, and says so in a traceback once the model is loaded."""
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    data = ["--data", "task.jsonl"] if command == "adapt" else []
+    result = loralign(command, "--model", "nowhere", *data, "--output_dir", "out")
+    assert_refused(result, "2 GPUs are visible to one process", "CUDA_VISIBLE_DEVICES", "accelerate launch")
+    assert not (tmp_path / "out").exists()

@@ -21,7 +21,7 @@ from loralign.report import Adaptation, load_adaptation, render_adaptation
 from loralign.runs.adapt_card import adapt_card
 from loralign.runs.adapt_recipe import AdaptRecipe
 from loralign.runs.adapt_scores import AdaptScores, score_adaptation
-from loralign.runs.environment import describe_environment, onto_device
+from loralign.runs.environment import check_devices, describe_environment, onto_device
 from loralign.runs.guarding import (
     NONE,
     MustSurvive,
@@ -46,7 +46,7 @@ from loralign.runs.output import (
     clear,
     save_adapter,
 )
-from loralign.runs.prepare import lora_config
+from loralign.runs.prepare import factors_in_float32, lora_config
 from loralign.runs.progress import RunProgress
 from loralign.training import GuardCallback, GuardedSFTTrainer, last_whole_checkpoint
 
@@ -95,6 +95,7 @@ def run_adaptation(recipe: AdaptRecipe) -> AdaptResult:
     """
     run, directory = recipe.run, Path(recipe.training.output_dir)
     check_output(directory, run)
+    check_devices(recipe.training)
     if not run.resume:
         data = (*run.data, *run.validation_data, *run.alignment_data, *run.probe_data)
         check_inputs(directory, (run.model, run.guard, *data))
@@ -175,6 +176,7 @@ def prepare_adaptation(recipe: AdaptRecipe) -> PreparedAdaptation:
         guard=recipe.guard,
         guard_data=guard.data,
     )
+    factors_in_float32(trainer.model)
     if trainer.guard_callback is not None:
         trainer.guard_callback.check(trainer.model)
     return PreparedAdaptation(loaded, train, validation, held_back, must_survive, guard, trainer, shared)

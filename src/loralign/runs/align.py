@@ -25,7 +25,7 @@ from loralign.files import write_json, write_text
 from loralign.models import portable_base_name
 from loralign.report import Run, headline, load_run, render_report
 from loralign.runs.card import model_card
-from loralign.runs.environment import describe_environment
+from loralign.runs.environment import check_devices, describe_environment
 from loralign.runs.guarding import describe_subspace, judged_rows, keep_subspace, probe_facts
 from loralign.runs.kept_scores import ANSWER_TOKENS, SAMPLE_SCORES, KeptScores, sample_table, score_kept
 from loralign.runs.output import ADAPTER, RUN_FILE, SUBSPACE, check_inputs, check_output, clear, save_adapter
@@ -66,6 +66,7 @@ def run_alignment(recipe: Recipe) -> AlignResult:
     """
     run, directory = recipe.run, Path(recipe.training.output_dir)
     check_output(directory, run)
+    check_devices(recipe.training)
     resumed = run.resume and last_whole_checkpoint(directory) is not None
     if not resumed:
         data = (*run.data, *run.validation_data, *run.alignment_data, *run.probe_data)

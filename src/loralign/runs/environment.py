@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from transformers import TrainingArguments
 
 import loralign
+from loralign.errors import ConfigError
 from loralign.models import LoadedModel
 
 
@@ -26,6 +28,20 @@ def describe_environment(model: Any) -> dict[str, Any]:
         "processes": PartialState().num_processes,
         "base_dtype": str(parameter.dtype).removeprefix("torch."),
     }
+
+
+def check_devices(training: TrainingArguments) -> None:
+    """Make sure that a process trains on one GPU, which TRL refuses otherwise only after the model was loaded.
+
+    Raises:
+        ConfigError: several are visible to this process.
+    """
+    if training.n_gpu > 1:
+        raise ConfigError(
+            f"{training.n_gpu} GPUs are visible to one process",
+            place="CUDA_VISIBLE_DEVICES",
+            fix="make one visible, such as CUDA_VISIBLE_DEVICES=0, or begin the command with accelerate launch -m",
+        )
 
 
 def onto_device(loaded: LoadedModel) -> LoadedModel:

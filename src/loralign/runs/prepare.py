@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from peft import LoraConfig
+from torch import nn
 
 from loralign.data import LengthReport, Preferences, limit_length, load_preferences, load_prompts
 from loralign.errors import ConfigError
@@ -109,7 +111,7 @@ def make_trainer(recipe: Recipe, loaded: LoadedModel, train: Preferences) -> Mul
     prompts = None
     if geometry.preservation_weight:
         prompts = load_prompts(geometry.preservation_prompts, preferences=train)
-    return MultiObjectiveDPOTrainer(
+    trainer = MultiObjectiveDPOTrainer(
         model=model,
         args=recipe.training,
         train_dataset=train.dataset,
@@ -120,6 +122,8 @@ def make_trainer(recipe: Recipe, loaded: LoadedModel, train: Preferences) -> Mul
         target_weights=recipe.target_weights(),
         preservation_dataset=prompts,
     )
+    factors_in_float32(trainer.model)
+    return trainer
 
 
 def _validation(recipe: Recipe, train: Preferences) -> Preferences | None:
@@ -130,6 +134,16 @@ def _validation(recipe: Recipe, train: Preferences) -> Preferences | None:
     if not sources:
         return None
     return load_preferences(sources, label_column=run.label_column, split="validation", objectives=train.objectives)
+
+
+def factors_in_float32(model: nn.Module) -> None:
+    """Train in float32 what is trained; TRL makes it bfloat16 on a 4-bit base.
+
+    Refinements and a decoupled penalty change factors by less than bfloat16 resolves.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
 
 
 def lora_config(run: RunArguments, loaded: LoadedModel) -> LoraConfig:
