@@ -11,12 +11,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from loralign.errors import ConfigError, DataError
+from loralign.errors import ConfigError, DataError, StateError
 from loralign.evaluation.bootstrap import Estimate
+from loralign.evaluation.parquet import write_columns
 from loralign.experiments.experiment import Arm, ArmResult, ExperimentOptions
 from loralign.experiments.finding import RESULTS
 from loralign.experiments.forgetting_intervals import estimate_law
 from loralign.experiments.language import read_language
+from loralign.experiments.measurement import make_measurement
 from loralign.experiments.scaling import (
     GUARDED,
     PLAIN,
@@ -25,11 +27,16 @@ from loralign.experiments.scaling import (
     ScalingPlan,
     check_plan,
     fit_scaling,
+    scaling_cell,
+    warmup_steps,
 )
 from loralign.experiments.scaling_page import RATIO, scaling_finding
+from loralign.experiments.store import LANGUAGE_FILE, CellRecord
+from loralign.files import write_json
 from loralign.report.forgetting import ForgettingCurve, forgetting_chart
+from loralign.runs import parse_adapt_recipe
 from tests.cli.conftest import assert_refused, loralign, with_template
-from tests.experiments.made_up import records
+from tests.experiments.made_up import records, samples
 from tests.models.tiny_models import write_model
 
 __all__ = ["loralign"]
@@ -61,19 +68,26 @@ def cells(
     sign: int = 1,
     wobble: float = 0.01,
     groups: tuple[str, ...] = (PLAIN, GUARDED),
+    amounts: tuple[int, ...] = (10, 20, 40, 80),
+    offset: float = 0.0,
 ) -> list[ScalingCell]:
     """Runs that forget ``0.01 √D`` for a million parameters and half of that for each four times as many."""
     found = []
     for model, size in sizes.items():
         for group in groups:
-            for number, steps in enumerate((10, 20, 40, 80)):
+            for number, steps in enumerate(amounts):
                 share = guarded if group == GUARDED else 1.0
-                value = sign * share * 0.01 * (8 * steps) ** 0.5 * (size / 1e6) ** -0.5 * (1 + wobble * (-1) ** number)
+                value = (
+                    sign * share * 0.01 * (8 * steps) ** 0.5 * (size / 1e6) ** -0.5 * (1 + wobble * (-1) ** number)
+                    + offset
+                )
                 known = (
                     Estimate(value, 0.9 * value, 1.1 * value) if sign > 0 else Estimate(value, 1.1 * value, 0.9 * value)
                 )
                 arm = ScalingArm(model, group, steps, {})
-                found.append(ScalingCell(arm, 0, size, 8 * steps, passes, 2.0, 2.0 + value, known))
+                found.append(
+                    ScalingCell(arm, 0, size, 8 * steps, passes, 2.0, 2.0 + value, known, 1, 0, "of both models")
+                )
     return found
 
 
@@ -90,7 +104,7 @@ def test_the_ratio_of_a_is_that_of_the_runs(tmp_path: Path) -> None:
     assert shared.low <= 0.5 + 1e-6
     assert shared.high < 0.6
     finding = scaling_finding(results(found), found, fits)
-    assert "forget 0.500 [" in finding.page.headline
+    assert "their A is 0.500 [" in finding.page.headline
     assert "nothing is settled" not in finding.page.headline
     (chart,) = finding.page.charts
     # A line and its runs for every model and arm.
@@ -168,6 +182,7 @@ def test_a_guard_that_forgets_nothing_leaves_the_law_of_the_plain_runs() -> None
     [
         ({"sizes": {"small": SIZES["small"]}}, "With one size α cannot be fitted"),
         ({"passes": 1.5}, "Runs of 10, 20, 40, 80 steps went through their training data more than once"),
+        ({"amounts": (10, 20)}, "With two amounts E cannot be told"),
     ],
 )
 def test_what_must_be_known_to_read_the_numbers_is_said(changes: dict[str, Any], words: str) -> None:
@@ -180,11 +195,162 @@ def test_what_must_be_known_to_read_the_numbers_is_said(changes: dict[str, Any],
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], 3),
+        (["--warmup_steps", "0"], 0),
+        # A share of the steps, rounded up.
+        (["--warmup_steps", "0.25"], 3),
+        (["--warmup_steps", "0.05"], 1),
+        (["--lr_scheduler_type", "constant"], 0),
+        (["--lr_scheduler_type", "cosine"], 3),
+    ],
+)
+def test_the_warm_up_is_what_the_schedule_makes_of_it(words: list[str], expected: int) -> None:
+    training = parse_adapt_recipe(["--data", "task.jsonl", *words]).training
+    assert warmup_steps(training, 10) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"processes": None}, "Runs do not say how many processes they had: D_ft and passes are of one process"),
+        ({"warmup": 3}, "from zero in 3 of the 10 steps of the shortest runs, but in 3 of 80 of the longest"),
+        ({"tokenizer": None}, "Whether these models share a tokenizer is not known"),
+    ],
+)
+def test_what_the_cells_say_of_their_runs_is_told(changes: dict[str, Any], words: str) -> None:
+    found = cells()
+    fits = fit_scaling(found, resamples=RESAMPLES)
+    changed = [replace(cell, **changes) for cell in found]
+    assert any(words in note for note in scaling_finding(results(found), changed, fits).page.notes)
+    assert not any(words in note for note in scaling_finding(results(found), found, fits).page.notes)
+
+
+def test_nats_of_other_tokens_are_not_compared_in_silence() -> None:
+    def said(found: list[ScalingCell]) -> bool:
+        notes = scaling_finding(results(found), found, fit_scaling(found, resamples=10)).page.notes
+        return any("a token is not the same share of the text" in note for note in notes)
+
+    one, two = cells(sizes={"small": SIZES["small"]}), cells()
+    assert said([replace(cell, tokenizer=cell.arm.model) for cell in two])
+    assert not said(two)
+    # Of one model there is nothing to compare.
+    assert not said([replace(cell, tokenizer=None) for cell in one])
+
+
+def test_a_warm_up_that_is_the_same_share_of_all_runs_is_not_remarked() -> None:
+    found = [replace(cell, warmup=3 * cell.arm.steps // 10) for cell in cells()]
+    notes = scaling_finding(results(found), found, fit_scaling(found, resamples=10)).page.notes
+    assert not any("rises from zero" in note for note in notes)
+
+
+def test_with_e_the_headline_tells_what_is_forgotten_from_a() -> None:
+    found = cells(guarded=0.2, offset=0.1, wobble=0.001)
+    fits = fit_scaling(found, resamples=RESAMPLES)
+    fit, headline = fits.known["shared"].fit, scaling_finding(results(found), found, fits).page.headline
+    assert fit.offset == pytest.approx(0.1, rel=0.05)
+    forgotten = (fit.amplitudes[GUARDED] + fit.offset) / (fit.amplitudes[PLAIN] + fit.offset)
+    assert forgotten > 0.6
+    assert headline.startswith(f"At the middle of the data guarded runs forget {forgotten:.3f} [")
+    assert "and their A is 0.2" in headline
+    assert "(β, α and E shared, R² 1.00)." in headline
+    # Where E is taken as 0 both are one.
+    two = cells(amounts=(10, 20))
+    told = scaling_finding(results(two), two, fit_scaling(two, resamples=RESAMPLES)).page.headline
+    assert told.startswith("Guarded runs forget 0.500 times what plain ones do (ratio of A, β and α shared")
+
+
+def test_one_arm_without_an_interval_says_so() -> None:
+    few = cells(groups=(PLAIN,), sizes={"small": 10**6}, amounts=(10, 20))
+    found = [replace(cell, seed=seed, after=cell.after + 0.001 * seed) for cell in few for seed in (0, 1)]
+    fits = fit_scaling(found, resamples=RESAMPLES)
+    assert math.isnan(fits.known[PLAIN].parameter("β").low)
+    page = scaling_finding(results(found), found, fits).page
+    assert page.headline.startswith("Forgetting grows with the data to the power β = ")
+    assert page.headline.endswith(": too few runs for an interval, so nothing is settled.")
+    assert not any("goes to the ends" in note for note in page.notes)
+
+
+def test_plain_runs_that_forget_nothing_have_no_ratio_for_that_reason() -> None:
+    guarded = cells(groups=(GUARDED,), guarded=1.0)
+    kept = [
+        replace(cell, arm=replace(cell.arm, group=PLAIN), after=cell.before - 0.001 * (1 + index % 3))
+        for index, cell in enumerate(guarded)
+    ]
+    # The plain runs are what ratios are to, whichever comes first.
+    fits = fit_scaling([*guarded, *kept], resamples=RESAMPLES)
+    assert fits.known["shared"].parameter(RATIO).value == math.inf
+    page = scaling_finding(results(guarded), [*guarded, *kept], fits).page
+    assert page.headline.startswith("The A of plain runs is fitted as 0")
+    assert "too few runs" not in page.headline
+    (law,) = [table for title, table in page.tables if title == "Fitted law"]
+    (text,) = [row[2] for row in law.rows if row[:2] == ("shared", RATIO)]
+    assert text.startswith("∞ [")
+    assert text.endswith("∞]")
+
+
+def recorded(directory: Path, environment: dict[str, Any], rows: int = 100) -> ScalingCell:
+    """A cell of 40 steps of 8 samples, read from what its run and its measurement left."""
+    measure = make_measurement("language", {})
+    settings = {"model": "small", "data": ["task.jsonl"], "seed": 3, "max_steps": 40, "guard": "none"}
+    record = CellRecord("f" * 64, "adapt", "finished", settings, (measure,), directory=directory)
+    write_json(record.run / "run.json", {"data": {"train": rows}, "environment": environment})
+    (place,) = record.measured("language")
+    place.mkdir(parents=True)
+    write_columns(place / LANGUAGE_FILE, {"before": [1.0, 2.0], "after": [1.5, 2.5], "parameters": [9.0, 9.0]})
+    return scaling_cell(ScalingArm("small", PLAIN, 40, {}), record, samples(0.5, 0.1))
+
+
+def test_a_cell_counts_the_samples_of_all_processes(tmp_path: Path) -> None:
+    one, four = (recorded(tmp_path / str(number), {"processes": number}) for number in (1, 4))
+    assert (one.processes, one.amount, one.passes) == (1, 320, 3.2)
+    assert (four.processes, four.amount, four.passes) == (4, 1280, 12.8)
+    assert (one.size, one.before, one.after, one.warmup, one.seed) == (9, 1.5, 2.0, 3, 3)
+    older = recorded(tmp_path / "older", {})
+    assert (older.processes, older.amount, older.tokenizer) == (None, 320, None)
+    with pytest.raises(StateError, match="cannot be read"):
+        recorded(tmp_path / "empty", {"processes": 1}, rows=0)
+
+
+def test_a_tokenizer_is_known_by_how_it_splits_text(tmp_path: Path, model: Path) -> None:
+    content = json.loads((model / "tokenizer.json").read_text())
+    changes: dict[str, dict[str, Any]] = {
+        "same": {},
+        "padded": {"padding": {"strategy": "BatchLongest"}, "added_tokens": []},
+        "other": {"model": {**content["model"], "merges": content["model"]["merges"][:-1]}},
+    }
+    found = {}
+    for name, changed in changes.items():
+        write_json(tmp_path / name / "run" / "adapter" / "tokenizer.json", {**content, **changed})
+        found[name] = recorded(tmp_path / name, {"processes": 1}).tokenizer
+    assert found["same"] == found["padded"]
+    assert None not in found.values()
+    assert found["same"] != found["other"]
+
+
+def test_the_task_under_another_name_is_no_other_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("task.jsonl").write_text('{"text": "learnt"}\n')
+    Path("text.jsonl").write_text('{"text": "known"}\n')
+    Path("link.jsonl").symlink_to("task.jsonl")
+    Path("copy.jsonl").write_bytes(Path("task.jsonl").read_bytes())
+    options = ExperimentOptions(tmp_path)
+    for name in ("./task.jsonl", str(tmp_path / "task.jsonl"), "link.jsonl", "copy.jsonl", "tas*.jsonl", "*.jsonl"):
+        with pytest.raises(ConfigError, match="is what is being learnt"):
+            check_plan(RECIPE, options, ScalingPlan(("text.jsonl", name)))
+    for name in ("text.jsonl", "tex*.jsonl", "no*.jsonl"):
+        check_plan(RECIPE, options, ScalingPlan((name,)))
+
+
 def test_plain_runs_alone_have_an_exponent() -> None:
     found = cells(groups=(PLAIN,))
     fits = fit_scaling(found, resamples=RESAMPLES)
     assert list(fits.known) == [PLAIN]
     assert fits.known[PLAIN].parameter("β").value == pytest.approx(0.5, abs=0.1)
+    # Forgetting itself grows so only without E.
+    assert "Forgetting, less E, grows" in scaling_finding(results(found), found, fits).page.headline
     assert "to the power β = " in scaling_finding(results(found), found, fits).page.headline
 
 
@@ -210,11 +376,17 @@ def test_the_chart_says_which_runs_logarithms_cannot_show() -> None:
     ("recipe", "plan", "error", "words"),
     [
         ({}, {"text": ("task.jsonl",)}, ConfigError, "is what is being learnt"),
-        ({"guard": "here"}, {"models": ("a", "b")}, ConfigError, "here is of one model"),
+        ({"guard": "here", "model": None}, {"models": ("a", "b")}, ConfigError, "here is of one model"),
         ({}, {"amounts": (10,)}, DataError, "1 amount of data"),
-        ({}, {"amounts": (10, 20), "models": ("a", "b")}, None, ""),
+        ({"model": None}, {"amounts": (10, 20), "models": ("a", "b")}, None, ""),
+        ({}, {"models": ("a", "b")}, ConfigError, "small is the model, but not one of these"),
+        ({}, {"models": ("small", "b")}, None, ""),
         ({"guard": "here"}, {}, None, ""),
-        ({}, {"models": ("a",), "amounts": (1, 2, 3)}, None, ""),
+        # The recipe's own warm-up is of three steps, the first of which is at rate zero.
+        ({}, {"amounts": (4, 3, 8)}, ConfigError, "3 steps end within the warm-up of 3"),
+        ({}, {"amounts": (4, 5, 6)}, None, ""),
+        ({"warmup_steps": 0}, {"amounts": (1, 2, 3)}, None, ""),
+        ({"lr_scheduler_type": "constant"}, {"amounts": (1, 2, 3)}, None, ""),
     ],
 )
 def test_a_plan_that_no_law_can_come_of_is_refused_before_anything_runs(
@@ -279,6 +451,7 @@ def test_faults_are_told_in_one_line(loralign: Any, adapting: list[str], text: P
     assert_refused(loralign(*words, text, "--amounts", "0", "5"), "--amounts")
     assert_refused(loralign(*words, "nowhere.jsonl"), "nowhere.jsonl")
     assert_refused(loralign(*words, text, "--models", "x", "x"), "--models", "once")
+    assert_refused(loralign(*words, text, "--models", "x", "y"), "--models", "is the model, but not one of these")
     assert_refused(loralign(*words, text, "--pretraining_samples", "1"), "too few")
 
 

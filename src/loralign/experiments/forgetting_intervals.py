@@ -16,6 +16,7 @@ from loralign.experiments.forgetting_law import (
     FloatArray,
     ForgettingRun,
     LawFit,
+    check_counts,
     fit_law,
     on_bound,
 )
@@ -56,22 +57,35 @@ class LawEstimate:
     Attributes:
         fit: of all runs.
         runs: that it was fitted to.
-        parameters: in the order amplitudes, A, β, α, E, ratios of A to the first group's.
+        parameters: in the order amplitudes, A, β, α, E, ratios of A to the first group's, and where E is fitted those
+            of all that is forgotten at the middle.
         resamples: number of resampled fits behind the intervals.
+        units: number of independent ones among the runs.
     """
 
     fit: LawFit
     runs: tuple[ForgettingRun, ...]
     parameters: tuple[Parameter, ...]
     resamples: int
+    units: int
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether there were resamples enough for any."""
+        return not math.isnan(self.parameter("β").low)
+
+    @property
+    def loose(self) -> bool:
+        """Whether an exponent may be anything: the fit on a bound of its search, or an interval from end to end."""
+        known = [one for one in self.parameters if one.name in ("β", "α")]
+        return self.fit.bounded or any(
+            on_bound(one.low, _BOUNDS[one.name]) and on_bound(one.high, _BOUNDS[one.name]) for one in known
+        )
 
     @property
     def determined(self) -> bool:
-        """Whether the runs tell both exponents apart from anything: no fit on a bound, no interval from end to end."""
-        known = [one for one in self.parameters if one.name in ("β", "α")]
-        return not self.fit.bounded and not any(
-            on_bound(one.low, _BOUNDS[one.name]) and on_bound(one.high, _BOUNDS[one.name]) for one in known
-        )
+        """Whether the runs tell both exponents apart from anything, which without an interval nobody knows."""
+        return self.has_intervals and not self.loose
 
     def parameter(self, name: str) -> Parameter:
         """The parameter of this name."""
@@ -84,11 +98,10 @@ def estimate_law(runs: Sequence[ForgettingRun], *, resamples: int = RESAMPLES, s
     Units are resampled with replacement among those of one size, so that every resample has all sizes: how much models
     of other kinds would depart from the law is not in the intervals, least of all with two sizes. Resamples that no law
     can be fitted to are left out. Amplitudes of all are taken at the middle of the runs, not at the resample's own. The
-    percentile intervals are widened as Student's t widens those of few degrees of freedom, since resamples vary less
-    than new runs would: by ``√(n/(n−p)) · t₀.₉₇₅,ₙ₋ₚ / z₀.₉₇₅`` for n runs and p parameters, on a logarithmic scale for
-    what is positive. Where runs are so few that a law can be fitted to hardly any other choice of them than themselves,
-    such as one seed of three amounts, there is no interval. Runs count alike, so where those that forget most also
-    scatter most, the intervals are still too narrow.
+    percentile intervals are widened by :func:`widening`, on a logarithmic scale for what is positive. Where units are
+    so few that a law can be fitted to hardly any other choice of them than themselves, such as one seed of three
+    amounts, there is no interval. Runs count alike, so where those that forget most also scatter most, the intervals
+    are still too narrow.
 
     Args:
         runs: of one or more groups, the first of which is the reference.
@@ -103,14 +116,58 @@ def estimate_law(runs: Sequence[ForgettingRun], *, resamples: int = RESAMPLES, s
     drawn = [_values(one, fit.middle) for one, _ in resampled]
     different = len({choice for _, choice in resampled})
     errors = standard_errors(runs, fit)
+    factor = widening(*degrees(runs))
     parameters = []
     for name, value in _values(fit, fit.middle).items():
         low, high = math.nan, math.nan
         if different >= _FEWEST_DIFFERENT:
             ends = _interval([one[name] for one in drawn])
-            low, high = (_widened(name, value, end, len(runs), fit.free) for end in ends)
+            low, high = (widened(name, value, end, factor) for end in ends)
         parameters.append(Parameter(name, value, low, high, errors.get(name, math.nan)))
-    return LawEstimate(fit, tuple(runs), tuple(parameters), len(drawn))
+    return LawEstimate(fit, tuple(runs), tuple(parameters), len(drawn), degrees(runs)[0])
+
+
+def degrees(runs: Sequence[ForgettingRun]) -> tuple[int, int]:
+    """How many independent units the runs are, ``n``, and how many parameters the noise of a unit is fitted by, ``p``.
+
+    Runs of a unit, such as one seed's plain and guarded ones, share noise, so that two of them are not two witnesses.
+    Of a unit with a run of each of G groups take the mean of the runs and, orthogonal to it, their G − 1 contrasts.
+    Shared noise is in the mean alone. Of the amplitudes the mean sees only their mean, so that what is fitted to the n
+    means is one level, the exponents and E: ``p = free − (G − 1)``, and n − p degrees of freedom are left to the shared
+    noise. The contrasts, which know the ratios, have as many or more; ratios are no freer than that all the same, as
+    noise that adds alike to both arms moves the ratio of what they forget. Without shared noise the count is on the
+    safe side. In general the amplitudes that means of units tell apart are as many as the rank of the matrix
+    ``(units, groups)`` of how many runs of each group a unit has; of units of one run each it is G, and n and p are
+    those of runs and all parameters.
+
+    Raises:
+        DataError: as :func:`~loralign.experiments.forgetting_law.check_counts`.
+    """
+    groups = list(dict.fromkeys(run.group for run in runs))
+    sizes = _units(runs)
+    units = [unit for size in sizes.values() for unit in size.values()]
+    members = np.array([[sum(run.group == group for run in unit) for group in groups] for unit in units])
+    absent = check_counts(len(runs), len(groups), len({run.amount for run in runs}), len(sizes))
+    return len(units), int(np.linalg.matrix_rank(members)) + 3 - len(absent)
+
+
+def widening(units: int, parameters: int) -> float:
+    """By which percentile intervals of so many units are widened: ``√(n/(n−p)) · t₀.₉₇₅,ₙ₋ₚ / z₀.₉₇₅``.
+
+    Resamples draw residuals, whose variance is (n − p)/n of that of new noise; and Student's t is to a normal
+    distribution as an interval whose scale is taken from n − p degrees of freedom is to one whose scale is known.
+
+    Args:
+        units: ``n``, of :func:`degrees`.
+        parameters: ``p``, likewise.
+
+    Returns:
+        The factor, at least 1; NaN with as many parameters as units.
+    """
+    spare = units - parameters
+    if spare < 1:
+        return math.nan
+    return math.sqrt(units / spare) * float(stats.t.ppf(_UPPER, spare) / stats.norm.ppf(_UPPER))
 
 
 def standard_errors(runs: Sequence[ForgettingRun], fit: LawFit) -> dict[str, float]:
@@ -161,9 +218,7 @@ _Choice = tuple[tuple[int, ...], ...]
 
 def _resampled(runs: Sequence[ForgettingRun], fit: LawFit, resamples: int, seed: int) -> list[tuple[LawFit, _Choice]]:
     """Fits of resamples that hold all groups and determine all parameters, and which units they are of."""
-    units: dict[float, dict[str, list[ForgettingRun]]] = {}
-    for index, run in enumerate(runs):
-        units.setdefault(run.size, {}).setdefault(run.unit or str(index), []).append(run)
+    units = _units(runs)
     groups, generator = list(fit.amplitudes), np.random.default_rng(seed)
     found = []
     for _ in range(resamples):
@@ -185,6 +240,14 @@ def _resampled(runs: Sequence[ForgettingRun], fit: LawFit, resamples: int, seed:
     return found
 
 
+def _units(runs: Sequence[ForgettingRun]) -> dict[float, dict[str, list[ForgettingRun]]]:
+    """Runs by size and unit; one without a unit's name is a unit."""
+    units: dict[float, dict[str, list[ForgettingRun]]] = {}
+    for index, run in enumerate(runs):
+        units.setdefault(run.size, {}).setdefault(run.unit or str(index), []).append(run)
+    return units
+
+
 def _interval(values: Sequence[float]) -> tuple[float, float]:
     """Percentiles that are values of the sample, since a ratio may be infinite in some resamples."""
     known = [value for value in values if not math.isnan(value)]
@@ -194,16 +257,31 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _widened(name: str, value: float, end: float, runs: int, free: int) -> float:
-    """An end of an interval, moved away from the value; NaN with as many parameters as runs."""
-    if runs <= free:
+def widened(name: str, value: float, end: float, factor: float) -> float:
+    """An end of an interval, moved away from the value by a factor.
+
+    Args:
+        name: of the parameter; exponents and E are moved on a linear scale within their bounds, others on a logarithmic
+            one. That has no place for zero, which is no forgetting: from there they are moved on a linear scale, and
+            from infinity, where the reference forgets nothing, on that of the reciprocal.
+        value: of the fit.
+        end: of the interval.
+        factor: of :func:`widening`.
+
+    Returns:
+        The end; NaN where value or factor is.
+    """
+    if math.isnan(factor) or math.isnan(value) or math.isnan(end):
         return math.nan
-    factor = math.sqrt(runs / (runs - free)) * float(stats.t.ppf(_UPPER, runs - free) / stats.norm.ppf(_UPPER))
     if name in _BOUNDS:
         low, high = _BOUNDS[name]
         return min(max(value + factor * (end - value), low), high)
-    # Zero and infinity stand for no forgetting in a resample, and cannot be moved.
-    if not (value > 0 and 0 < end < math.inf):
+    if value == 0:
+        return factor * end
+    if math.isinf(value):
+        return end / factor
+    # The resamples of this end forget nothing, or their reference does: there is nothing further away.
+    if not 0 < end < math.inf:
         return end
     with np.errstate(over="ignore"):
         return float(value * np.float64(end / value) ** factor)
@@ -217,6 +295,10 @@ def _values(fit: LawFit, middle: tuple[float, float]) -> dict[str, float]:
     found |= {_own(group): fit.coefficient(group) for group in groups}
     found |= {"β": fit.beta, "α": fit.alpha, "E": fit.offset}
     found |= {ratio_name(group, groups[0]): fit.ratio(group, groups[0]) for group in groups[1:]}
+    if "E" not in fit.absent:
+        found |= {
+            forgetting_name(group, groups[0]): fit.forgetting_ratio(group, groups[0], middle) for group in groups[1:]
+        }
     return {name: value for name, value in found.items() if name not in fit.absent}
 
 
@@ -231,3 +313,8 @@ def _own(group: str) -> str:
 def ratio_name(group: str, reference: str) -> str:
     """Name of the parameter that is the ratio of two groups' A."""
     return f"A {group} / A {reference}"
+
+
+def forgetting_name(group: str, reference: str) -> str:
+    """Name of the parameter that is the ratio of what two groups forget at the middle of the runs, E included."""
+    return f"forgetting {group} / {reference}"

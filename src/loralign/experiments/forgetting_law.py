@@ -100,8 +100,18 @@ class LawFit:
 
     def ratio(self, group: str, reference: str) -> float:
         """A of the group by that of the reference; infinite or NaN where the reference has none."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return float(np.float64(self.amplitudes[group]) / np.float64(self.amplitudes[reference]))
+        return _quotient(self.amplitudes[group], self.amplitudes[reference])
+
+    def forgetting_ratio(self, group: str, reference: str, middle: tuple[float, float] | None = None) -> float:
+        """What the group forgets in all, E included, by what the reference does; not A's ratio but where E is 0.
+
+        Args:
+            group: one.
+            reference: the other.
+            middle: the amount and size at which; the fit's own by default.
+        """
+        after, before = (float(self.increment(one, *(middle or self.middle))) for one in (group, reference))
+        return _quotient(after, before)
 
     def increment(self, group: str, amount: npt.ArrayLike, size: float) -> FloatArray:
         """What the law says for amounts of data ``(n,)`` and a size, nats per token, ``(n,)``."""
@@ -110,6 +120,11 @@ class LawFit:
             self.amplitudes[group] * relative**self.beta * (size / self.middle[1]) ** -self.alpha + self.offset
         )
         return found
+
+
+def _quotient(after: float, before: float) -> float:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.float64(after) / np.float64(before))
 
 
 def on_bound(value: float, bounds: tuple[float, float]) -> bool:
@@ -130,7 +145,7 @@ def fit_law(runs: Sequence[ForgettingRun], *, near: LawFit | None = None) -> Law
 
     Raises:
         DataError: a value is not finite, an amount or size not positive; one amount only; fewer runs than parameters;
-            nothing was forgotten, or no more with more data.
+            nothing was forgotten, or no more with more data; the search for amplitudes does not end.
 
     References:
         Golub & Pereyra, The Differentiation of Pseudo-Inverses and Nonlinear Least Squares Problems Whose Variables
@@ -214,7 +229,11 @@ class _Problem:
         columns = np.where(self.member, growth[:, None], 0.0)
         if _OFFSET not in self.absent:
             columns = np.hstack([columns, np.ones((len(columns), 1))])
-        return columns, np.asarray(nnls(columns, self.increment)[0], dtype=np.float64)
+        try:
+            found = nnls(columns, self.increment)[0]
+        except RuntimeError as error:
+            raise DataError(f"amplitudes are not found: {error}", place="runs") from error
+        return columns, np.asarray(found, dtype=np.float64)
 
     def residuals(self, exponents: FloatArray) -> FloatArray:
         columns, values = self.linear(exponents)

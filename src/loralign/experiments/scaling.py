@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +13,7 @@ from typing import Any
 from loralign.errors import ConfigError, DataError, StateError
 from loralign.evaluation.bootstrap import Estimate
 from loralign.experiments.cell import Cell, CellSettings, recipe_of
+from loralign.experiments.contents import contents_digest
 from loralign.experiments.experiment import Arm, ArmResult, ExperimentOptions, run_arms, start_of
 from loralign.experiments.forgetting_intervals import RESAMPLES, LawEstimate, estimate_law
 from loralign.experiments.forgetting_law import ForgettingRun, check_counts
@@ -18,11 +21,14 @@ from loralign.experiments.language import read_language
 from loralign.experiments.seed_means import estimate
 from loralign.experiments.store import LANGUAGE_FILE, CellRecord
 from loralign.experiments.subspaces import SubspaceSpec, estimated
+from loralign.files import exists
 from loralign.models import DEFAULT_MODEL
-from loralign.runs.output import RUN_FILE
+from loralign.runs.output import ADAPTER, RUN_FILE
 
 PLAIN, GUARDED = "plain", "guarded"
 SHARED = "shared"
+_WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
+"""Learning rate schedules that transformers starts at the full rate, whatever the warm-up is."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +85,15 @@ class ScalingCell:
         arm: whose.
         seed: of the run.
         size: parameters of the base.
-        amount: samples seen, ``steps × batch × accumulation`` of each process.
+        amount: samples seen, ``steps × batch × accumulation × processes``; of one process where it is not known how
+            many there were.
         passes: how often those go through the training samples.
         before: loss of the start on the text, nats per token.
         after: of the adapted model.
         forgetting: the paired difference, with its interval over samples of text.
+        processes: that trained it together; ``None`` where the run did not keep that.
+        warmup: of its steps, those during which the learning rate rises from zero.
+        tokenizer: digest of what splits text into tokens; ``None`` where the adapter, beside which it lay, is gone.
     """
 
     arm: ScalingArm
@@ -94,6 +104,9 @@ class ScalingCell:
     before: float
     after: float
     forgetting: Estimate
+    processes: int | None = None
+    warmup: int = 0
+    tokenizer: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,20 +126,60 @@ def check_plan(base: CellSettings, options: ExperimentOptions, plan: ScalingPlan
     """Refuse what no law can come of, before anything is run.
 
     Raises:
-        ConfigError: the text is the task's own; a subspace for several models.
+        ConfigError: the text is the task's own; a subspace for several models; a model beside others that it is not of;
+            an amount that ends within the warm-up.
         DataError: too few amounts, or fewer runs than parameters.
     """
-    own = sorted(set(plan.text) & set(base["data"]))
+    learnt = {content for source in base["data"] for content in _contents(source)}
+    own = [source for source in plan.text if _contents(source) & learnt]
     if own:
         raise ConfigError(
             f"{own[0]} is what is being learnt", place="--pretraining_data", fix="name text of another kind"
         )
+    single = base.get("model")
+    if plan.models and single is not None and single not in plan.models:
+        raise ConfigError(
+            f"{single} is the model, but not one of these", place="--models", fix="add it to them, or leave it out"
+        )
+    _check_warmup(base, plan)
     models, groups = max(1, len(plan.models)), 1 if base["guard"] == "none" else 2
     if models > 1 and base["guard"] not in ("none", "auto"):
         raise ConfigError(f"{base['guard']} is of one model", place="--guard", fix="use auto with several --models")
     runs = len(plan.amounts) * models * len(options.seeds)
     check_counts(runs, 1, len(plan.amounts), models)
     check_counts(groups * runs, groups, len(plan.amounts), models)
+
+
+def _contents(source: str) -> set[str]:
+    """What a source names, by content: of a file by another path, of a link or of a copy it is the same."""
+    places = [source]
+    if glob.has_magic(source) and not exists(source):
+        places = glob.glob(str(Path(source).expanduser()), recursive=True)  # noqa: PTH207 - absolute too
+    return {contents_digest(place) or place for place in places}
+
+
+def _check_warmup(base: CellSettings, plan: ScalingPlan) -> None:
+    training = recipe_of(Cell("adapt", base), "runs").training
+    for steps in sorted(plan.amounts):
+        warmup = warmup_steps(training, steps)
+        if steps <= warmup:
+            raise ConfigError(
+                f"{steps} steps end within the warm-up of {warmup}, so that they train little or nothing",
+                place="--amounts",
+                fix=f"give more than {warmup} each, or a smaller --warmup_steps",
+            )
+
+
+def warmup_steps(training: Any, steps: int) -> int:
+    """Of so many optimiser steps, those during which the learning rate rises from zero.
+
+    Args:
+        training: transformers' training arguments; a warm-up below 1 is a share of the steps.
+        steps: of the run.
+    """
+    schedule = training.lr_scheduler_type
+    idle = getattr(schedule, "value", schedule) in _WITHOUT_WARMUP
+    return 0 if idle else int(training.get_warmup_steps(steps))
 
 
 def scaling_arms(base: CellSettings, plan: ScalingPlan, output: Path) -> list[ScalingArm]:
@@ -187,18 +240,47 @@ def scaling_cell(arm: ScalingArm, record: CellRecord, forgetting: Any) -> Scalin
     (place,) = record.measured("language")
     losses = read_language(place / LANGUAGE_FILE)
     training = recipe_of(Cell("adapt", record.settings), str(record.run)).training
-    amount = training.max_steps * training.per_device_train_batch_size * training.gradient_accumulation_steps
     file = record.run / RUN_FILE
     try:
-        rows = int(json.loads(file.read_text(encoding="utf-8"))["data"]["train"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        rows, processes = int(about["data"]["train"]), about["environment"].get("processes")
+        processes = None if processes is None else int(processes)
+        steps, batch = training.max_steps, training.per_device_train_batch_size * training.gradient_accumulation_steps
+        amount = steps * batch * (processes or 1)
+        passes = amount / rows
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise StateError(f"cannot be read: {error}", place=str(file), fix="remove the cell's directory") from error
     before, after = (sum(part) / len(part) for part in (losses.before, losses.after))
-    return ScalingCell(arm, record.seed, losses.parameters, amount, amount / rows, before, after, estimate(forgetting))
+    return ScalingCell(
+        arm,
+        record.seed,
+        losses.parameters,
+        amount,
+        passes,
+        before,
+        after,
+        estimate(forgetting),
+        processes,
+        warmup_steps(training, steps),
+        _tokenizer_digest(record.run / ADAPTER),
+    )
+
+
+def _tokenizer_digest(directory: Path) -> str | None:
+    """Of what decides how plain text is split; neither chat tokens nor padding and truncation do."""
+    try:
+        content = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+        added = [one for one in content.get("added_tokens") or [] if not one["special"]]
+        parts = [content.get(name) for name in ("normalizer", "pre_tokenizer", "model")]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return hashlib.sha256(json.dumps([added, *parts], sort_keys=True).encode()).hexdigest()
 
 
 def fit_scaling(cells: Sequence[ScalingCell], *, resamples: int = RESAMPLES) -> ScalingFits:
     """Fit the law to all runs and to every arm's own; plain and guarded runs of a seed are resampled together.
+
+    Ratios are to the plain runs, whichever comes first.
 
     Args:
         cells: in any number.
@@ -212,7 +294,7 @@ def fit_scaling(cells: Sequence[ScalingCell], *, resamples: int = RESAMPLES) -> 
             cell.after - cell.before,
             f"{cell.arm.model}, {cell.amount}, {cell.seed}",
         )
-        for cell in cells
+        for cell in sorted(cells, key=lambda cell: cell.arm.group != PLAIN)
     ]
     groups = list(dict.fromkeys(run.group for run in runs))
     parts = {group: [run for run in runs if run.group == group] for group in groups}

@@ -21,7 +21,7 @@ from loralign.experiments.finding import (
     nothing_finished,
     score_table,
 )
-from loralign.experiments.forgetting_intervals import LawEstimate, Parameter, ratio_name
+from loralign.experiments.forgetting_intervals import LawEstimate, Parameter, forgetting_name, ratio_name
 from loralign.experiments.forgetting_law import ALPHA_BOUNDS, BETA_BOUNDS
 from loralign.experiments.outcomes import LEGEND
 from loralign.experiments.scaling import (
@@ -40,26 +40,36 @@ from loralign.report.format import count, listing, significant
 from loralign.report.theme import Table
 
 RATIO = ratio_name(GUARDED, PLAIN)
+FORGETTING = forgetting_name(GUARDED, PLAIN)
 
 _LAW = (
     "The law is L_pt = L⁰_pt + A · D_ft^β / N^α + E in nats per token: L_pt the loss on text that the start knew, a "
-    "mean over samples, L⁰_pt that of the start, measured; D_ft the samples seen, steps × batch × accumulation of each "
-    "process, every amount a run of its own; N all parameters of the base; A, E ≥ 0. a is A · D_ft^β / N^α at the "
+    "mean over samples, L⁰_pt that of the start, measured; D_ft the samples seen, steps × batch × accumulation × "
+    "processes, every amount a run of its own; N all parameters of the base; A, E ≥ 0. a is A · D_ft^β / N^α at the "
     "middle of the runs, in nats per token. A has the units of D_ft^−β N^α, so that A of fits with "
-    "other exponents compare to nothing: the ratio is that of the fit whose arms share β, α and E."
+    "other exponents compare to nothing: the ratio is that of the fit whose arms share β, α and E. It is not the ratio "
+    "of what the arms forget unless E is 0: that is (a + E) of the one by (a + E) of the other, at the middle of the "
+    "runs."
 )
 _INTERVALS = (
     "Brackets are 95 % intervals by bootstrap over runs, the plain and the guarded one of an amount and a seed "
-    "together, within each size, widened for few runs. Amounts of one seed count as independent, and what other text "
-    "would have said is not in them. Standard errors are from the curvature at the fit, n/a where a parameter lies on "
-    "a bound or cannot be told from another. Runs count alike, so those that forget most decide most."
+    "together, within each size, widened for few of such units. Amounts of one seed count as independent, and what "
+    "other text would have said is not in them. Standard errors are from the curvature at the fit, n/a where a "
+    "parameter lies on a bound or cannot be told from another; they count runs of a unit as independent. Runs count "
+    "alike, so those that forget most decide most."
 )
 _TWO_SIZES = (
     "Two sizes give α a slope through two points: no residual shows whether the law holds in N, and the interval knows "
     "of runs only, not of how models differ beside their size. A, whose unit goes with α, is no better known."
 )
 _ONE_SIZE = "With one size α cannot be fitted: it is 0, N is left out, and A has the units of D_ft^−β."
+_TOKENIZERS = (
+    "{fault}: a token is not the same share of the text for each, so that nats per token of one model cannot be set "
+    "against those of another, and α holds that difference too."
+)
 _TWO_AMOUNTS = "With two amounts E cannot be told from A and is taken as 0."
+_LARGEST_WARMUP = 0.25
+"""Share of the shortest runs' steps."""
 
 
 def scaling(base: CellSettings, options: ExperimentOptions, plan: ScalingPlan) -> Finding:
@@ -103,23 +113,40 @@ def scaling_finding(results: Sequence[ArmResult], cells: Sequence[ScalingCell], 
 
 
 def headline(fits: ScalingFits) -> str:
-    """The ratio of A, and whether its interval leaves one out; without two arms the exponent of the amount."""
+    """How guarded runs forget to plain ones, and whether that is settled; without two arms the exponent of the amount.
+
+    Where E is fitted the ratio of A is not that of what is forgotten, so that both are said.
+    """
     main = _main(fits)
     if main is None:
         return f"No law is fitted: {'; '.join(dict.fromkeys(fits.reasons.values()))}."
-    if RATIO in (one.name for one in main.parameters):
-        found = main.parameter(RATIO)
-        share = significant(main.fit.r_squared)
-        text = (
-            f"Guarded runs forget {_text(found)} times what plain ones do (ratio of A, β, α and E shared, R² {share})"
-        )
-        if math.isnan(found.low):
-            return f"{text}: too few runs for an interval."
-        if not main.determined:
-            return f"{text}: but the runs do not determine the law, so nothing is settled."
-        return text + ("." if found.high < 1 or found.low > 1 else ": the interval holds 1, so nothing is settled.")
-    doubt = "" if main.determined else ": but the runs do not determine the law"
-    return f"Forgetting grows with the data to the power β = {_text(main.parameter('β'))}{doubt}."
+    if RATIO not in (one.name for one in main.parameters):
+        less = "" if "E" in main.fit.absent else ", less E,"
+        return f"Forgetting{less} grows with the data to the power β = {_text(main.parameter('β'))}{_doubt(main)}."
+    ratio = main.parameter(RATIO)
+    if not math.isfinite(ratio.value):
+        return "The A of plain runs is fitted as 0, so there is no ratio to it and nothing is settled."
+    shared = [name for name in ("β", "α", "E") if name not in main.fit.absent]
+    fit = f"{listing(shared)} shared, R² {significant(main.fit.r_squared)}"
+    if "E" in main.fit.absent:
+        text = f"Guarded runs forget {_text(ratio)} times what plain ones do (ratio of A, {fit})"
+        return f"{text}{_doubt(main, ratio)}."
+    whole = main.parameter(FORGETTING)
+    return (
+        f"At the middle of the data guarded runs forget {_text(whole)} times what plain ones do, and their A is "
+        f"{_text(ratio)} times that of plain ones ({fit}){_doubt(main, ratio, whole)}."
+    )
+
+
+def _doubt(main: LawEstimate, *ratios: Parameter) -> str:
+    """Why nothing is settled, for the end of a sentence; empty where something is."""
+    if not main.has_intervals or any(math.isnan(one.low) for one in ratios):
+        return ": too few runs for an interval, so nothing is settled"
+    if main.loose:
+        return ": but the runs do not determine the law, so nothing is settled"
+    if not all(one.high < 1 or one.low > 1 for one in ratios):
+        return f": {'the' if len(ratios) == 1 else 'an'} interval holds 1, so nothing is settled"
+    return ""
 
 
 def _main(fits: ScalingFits) -> LawEstimate | None:
@@ -143,6 +170,7 @@ def _quality_table(fits: ScalingFits) -> Table:
         (
             name,
             str(len(found.runs)),
+            str(found.units),
             str(found.fit.free),
             significant(found.fit.r_squared),
             significant(found.fit.error),
@@ -150,7 +178,9 @@ def _quality_table(fits: ScalingFits) -> Table:
         )
         for name, found in fits.known.items()
     ]
-    return Table(("fit", "runs", "parameters", "R²", "root mean squared residual", "resamples fitted"), tuple(rows))
+    return Table(
+        ("fit", "runs", "units", "parameters", "R²", "root mean squared residual", "resamples fitted"), tuple(rows)
+    )
 
 
 def _run_table(cells: Sequence[ScalingCell], main: LawEstimate | None) -> Table:
@@ -202,7 +232,7 @@ def _remarks(cells: Sequence[ScalingCell], fits: ScalingFits) -> Iterator[str]:
         yield f"No law is fitted for {listing(names)}: {reason}."
     for name, found in fits.known.items():
         fit = found.fit
-        if not found.determined:
+        if found.loose:
             yield (
                 f"{name}: an exponent or its interval goes to the ends of its search (β {BETA_BOUNDS[0]} to "
                 f"{BETA_BOUNDS[1]}, α {ALPHA_BOUNDS[0]} to {ALPHA_BOUNDS[1]}): these runs do not determine the law."
@@ -216,11 +246,34 @@ def _remarks(cells: Sequence[ScalingCell], fits: ScalingFits) -> Iterator[str]:
         yield _TWO_SIZES
     if "E" in absent:
         yield _TWO_AMOUNTS
+    yield from _amount_remarks(cells)
+    models = {cell.arm.model for cell in cells}
+    tokenizers = {cell.tokenizer for cell in cells}
+    if len(models) > 1 and (len(tokenizers) > 1 or None in tokenizers):
+        unknown = "Whether these models share a tokenizer is not known, and where they do not"
+        yield _TOKENIZERS.format(fault=unknown if None in tokenizers else "These models have different tokenizers")
+
+
+def _amount_remarks(cells: Sequence[ScalingCell]) -> Iterator[str]:
+    """What D_ft does not say of the samples that it counts."""
+    if any(cell.processes is None for cell in cells):
+        yield (
+            "Runs do not say how many processes they had: D_ft and passes are of one process, and too small by that "
+            "number where there were several."
+        )
     repeated = sorted({cell.arm.steps for cell in cells if cell.passes > 1})
     if repeated:
         yield (
             f"Runs of {', '.join(map(str, repeated))} steps went through their training data more than once: D_ft "
             "counts samples seen, which the law takes as new ones. Give more --data."
+        )
+    short, long = (end(cells, key=lambda cell: cell.arm.steps) for end in (min, max))
+    shares = [cell.warmup / cell.arm.steps for cell in (short, long)]
+    if shares[0] > max(_LARGEST_WARMUP, shares[1]):
+        yield (
+            f"The learning rate rises from zero in {short.warmup} of the {short.arm.steps} steps of the shortest runs, "
+            f"but in {long.warmup} of {long.arm.steps} of the longest: D_ft counts samples that hardly trained, and "
+            "β comes out too large. Give larger --amounts or a smaller --warmup_steps."
         )
 
 
@@ -240,5 +293,9 @@ def _columns(scores: Sequence[ArmScore], cells: Sequence[ScalingCell], fits: Sca
 
 def _text(found: Parameter) -> str:
     if math.isnan(found.low):
-        return significant(found.value)
-    return f"{significant(found.value)} [{significant(found.low)}, {significant(found.high)}]"
+        return _number(found.value)
+    return f"{_number(found.value)} [{_number(found.low)}, {_number(found.high)}]"
+
+
+def _number(value: float) -> str:
+    return "∞" if value == math.inf else significant(value)
