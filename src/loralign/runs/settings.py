@@ -147,7 +147,8 @@ def _of_kind(value: Any, one: Field[Any], takes: str, config: Path | None) -> An
         raise ConfigError(f"{value} are several values where one belongs", place=place, fix="give one")
     if isinstance(default, list) and not isinstance(value, list) and value is not None:
         return [value]
-    counts = isinstance(default, int) and not isinstance(default, bool)
+    # Steps of transformers' own may be a share of the run, whatever number stands there by default.
+    counts = isinstance(default, int) and not isinstance(default, bool) and "float" not in takes
     if counts and isinstance(value, float) and not value.is_integer():
         raise ConfigError(f"{value} is no whole number", place=place, fix="give a whole number")
     return int(value) if counts and isinstance(value, float) else value
