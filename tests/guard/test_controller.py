@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loralign.errors import ConfigError, NonFiniteError, StateError
-from loralign.guard.controller import DriftController
+from loralign.guard.controller import DriftController, ascent_rate
 
 drifts = st.floats(0.0, 1e6)
 
@@ -57,6 +57,29 @@ def test_drift_comes_to_the_budget_whatever_multiplier_that_takes(strength: floa
     assert sum(drifts[-50:]) / 50 == pytest.approx(0.5, rel=0.02)
     # Adam itself goes round in a small circle where the penalty is steep.
     assert drifts[-50:] == pytest.approx([0.5] * 50, rel=0.2 if (strength, optimizer) == (20.0, "adam") else 0.001)
+
+
+def short_run(strength: float, budget: float, updates: int, rate: float) -> float:
+    """The drift at the end of a run that covers the same way in however few steps, as a share of the budget."""
+    plant, controller = Plant(strength, "adam"), DriftController(budget, rate=rate)
+    for group in plant.optimizer.param_groups:
+        group["lr"] = 0.6 / (5 * updates)
+    return controlled(plant, controller, updates)[-1] / budget
+
+
+@pytest.mark.parametrize("updates", [3, 5, 9])
+def test_few_updates_come_nearer_to_the_budget_with_the_rate_for_them(updates: int) -> None:
+    """How far off the runs end, in both directions: |log| of the share of the budget, mean over tasks and budgets."""
+    cases = [(strength, budget) for strength in (0.1, 0.3, 1.0, 3.0, 10.0) for budget in (0.05, 0.2, 0.5, 1.0)]
+    off = {
+        rate: sum(abs(math.log(short_run(*case, updates, rate))) for case in cases) / len(cases)
+        for rate in (0.2, ascent_rate(updates))
+    }
+    assert off[ascent_rate(updates)] < 0.85 * off[0.2]
+
+
+def test_the_rate_is_the_usual_one_where_there_is_time_or_no_end_is_known() -> None:
+    assert [ascent_rate(updates) for updates in (None, 0, 1, 3, 6, 15, 1000)] == [0.2, 0.2, 1.0, 1.0, 0.5, 0.2, 0.2]
 
 
 def test_drift_above_the_budget_comes_down_to_it_and_stays() -> None:

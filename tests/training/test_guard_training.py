@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -259,6 +260,21 @@ def test_a_budget_raises_every_weight() -> None:
     config = GuardConfig(lambda_alignment=2.0, lambda_stability=0.5, lambda_collision=0.25)
     assert config.penalty_weights(3.0) == PenaltyWeights(6.0, 1.5, 0.75)
     assert GuardConfig().penalty_weights() == PenaltyWeights()
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "rate"),
+    [({"probe_every": 2}, 6, 1.0), ({"probe_every": 1}, 30, 0.2), ({"probe_every": 2, "control_rate": 0.3}, 6, 0.3)],
+)
+def test_the_budget_is_followed_at_a_rate_for_the_length_of_the_run(
+    options: dict[str, Any], steps: int, rate: float
+) -> None:
+    model = get_peft_model(models.build("llama"), LoraConfig(**guard_runs.LORA))
+    engine = GuardEngine(model, guard_runs.subspace(), GuardConfig(drift_budget=1.0, **options), PROBE)
+    engine.start(steps)
+    engine.finish_step(options["probe_every"] - 1)
+    # Nothing has moved, so that the drift is a whole budget below it.
+    assert engine.multiplier == pytest.approx(1.02 * math.exp(-rate) - 0.02)
 
 
 @pytest.mark.parametrize("placement", ["loss", "decoupled"])

@@ -3,7 +3,7 @@
 Mathematics on tensors and models; nothing here knows a trainer. Only subspaces are written to files.
 """
 
-from loralign.guard.controller import DriftController
+from loralign.guard.controller import DriftController, ascent_rate
 from loralign.guard.curvature import estimate_curvature
 from loralign.guard.fisher import estimate_fisher
 from loralign.guard.monitors import GuardMonitors, GuardWarning, MonitorThresholds
@@ -36,6 +36,7 @@ __all__ = [
     "RepairReport",
     "SubspaceInfo",
     "TaskCurvature",
+    "ascent_rate",
     "estimate_curvature",
     "estimate_fisher",
     "project",

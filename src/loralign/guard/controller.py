@@ -9,6 +9,9 @@ from loralign.errors import ConfigError, NonFiniteError, StateError
 
 # Below this multiplier the steps are additive, above it multiplicative.
 _KNEE = 0.02
+_RATE = 0.2
+# Of rates and updates: all updates of a run together can lower the multiplier by a factor of e³ = 20.
+_REACH = 3.0
 # A drift of four times the budget and more counts alike, so that one wild measurement cannot throw the multiplier.
 _LARGEST_EXCESS = 3.0
 
@@ -30,9 +33,10 @@ class DriftController:
 
     Args:
         budget: drift that may be reached, in nats per response token of KL(start‖now).
-        rate: of the ascent, per update. The default settles within a fifth of the budget on quadratic tasks whose
-            multiplier lies between 0.03 and 30, under gradient descent and Adam, with an update every fifth step. On
-            the way there drift exceeds the budget where the multiplier needed is far above the initial one.
+        rate: of the ascent, per update; :func:`ascent_rate` has one for short runs. The default settles within a fifth
+            of the budget on quadratic tasks whose multiplier lies between 0.03 and 30, under gradient descent and Adam,
+            with an update every fifth step. On the way there drift exceeds the budget where the multiplier needed is
+            far above the initial one.
         bounds: least and largest multiplier.
         initial: multiplier before the first update, clipped to the bounds.
         entropy_gain: per nat by which predictive entropy exceeds the start's, the multiplier is lowered by the factor
@@ -47,7 +51,7 @@ class DriftController:
         self,
         budget: float,
         *,
-        rate: float = 0.2,
+        rate: float = _RATE,
         bounds: tuple[float, float] = (0.0, 1e3),
         initial: float = 1.0,
         entropy_gain: float = 0.0,
@@ -150,6 +154,19 @@ class DriftController:
 
     def _clipped(self, value: float) -> float:
         return min(max(float(value), self.bounds[0]), self.bounds[1])
+
+
+def ascent_rate(updates: int | None) -> float:
+    """A rate for a run with so many updates.
+
+    The usual one needs some fifteen updates to come near a budget: of three it could move the multiplier by no more
+    than a factor of 1.8, and a run would end with weights that are still the initial ones. So where updates are few,
+    their steps are larger, as far as three of them still find their way back (docs/results.md).
+
+    Args:
+        updates: in the whole run; ``None`` where that is not known.
+    """
+    return _RATE if not updates else max(_RATE, min(1.0, _REACH / updates))
 
 
 def _finite(value: float, name: str) -> float:

@@ -66,7 +66,9 @@ class GuardConfig:
         None,
         "Divergence from the start that may be lost, in nats per token of the probe's openings; sets the weights.",
     )
-    control_rate: float | None = option(None, "Step size of the dual ascent that follows the budget.")
+    control_rate: float | None = option(
+        None, "Step size of the dual ascent that follows the budget; by default 0.2, and more where probes are few."
+    )
     control_max: float = option(1e4, "Largest factor by which the budget may raise the weights.")
     control_entropy: float = option(0.0, "How far a rise of the probe's predictive entropy lowers the weights.")
     probe_every: int = option(5, "Measure drift on the probe set every so many optimiser steps; 0 is off.")

@@ -19,6 +19,7 @@ from loralign.guard import (
     PenaltyWeights,
     ProbeSet,
     TaskCurvature,
+    ascent_rate,
     estimate_curvature,
 )
 from loralign.guard.curvature import CurvatureKind
@@ -286,6 +287,9 @@ class GuardEngine:
             if step < 0:
                 self.controller.check_start(drift.kl)
             else:
+                if self.config.control_rate is None:
+                    # Here, since a resumed run may be longer than it was to be.
+                    self.controller.rate = ascent_rate((self.monitors.total_steps or 0) // self.config.probe_every)
                 self.controller.update(drift.kl, drift.entropy - probe.start_entropy)
             record |= {"budget": self.controller.budget, "multiplier": self.controller.multiplier}
             warnings += self.monitors.drift(drift.kl, self.controller.budget, step)
