@@ -15,7 +15,11 @@ from transformers import (
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedModel,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
     T5Config,
@@ -69,6 +73,30 @@ def gpt2() -> PreTrainedModel:
     )
 
 
+def opt() -> PreTrainedModel:
+    return OPTForCausalLM(
+        OPTConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=24,
+            word_embed_proj_dim=24,
+            ffn_dim=40,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=128,
+            dropout=0.0,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+
+
+def qwen2_moe() -> PreTrainedModel:
+    experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
+    config = Qwen2MoeConfig(**_SIZES, **experts, shared_expert_intermediate_size=16)
+    return Qwen2MoeForCausalLM._from_config(config, experts_implementation="eager")
+
+
 def t5() -> PreTrainedModel:
     return T5ForConditionalGeneration(
         T5Config(
@@ -92,6 +120,8 @@ TARGETS: dict[str, list[str]] = {
     "mixtral": ["q_proj", "k_proj", "v_proj", "o_proj"],
     "gpt2": ["c_attn", "c_proj", "c_fc"],
     "t5": ["q", "v", "wi", "wo"],
+    "opt": ["q_proj", "out_proj", "fc1", "fc2"],
+    "qwen2_moe": ["q_proj", "shared_expert.up_proj", "shared_expert.down_proj", "shared_expert_gate"],
 }
 BUILDERS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": llama,
@@ -99,8 +129,12 @@ BUILDERS: dict[str, Callable[[], PreTrainedModel]] = {
     "mixtral": mixtral,
     "gpt2": gpt2,
     "t5": t5,
+    "opt": opt,
+    "qwen2_moe": qwen2_moe,
 }
-ARCHITECTURES = tuple(BUILDERS)
+FLATTENED = ("opt", "qwen2_moe")
+"""Some layers of these see the tokens of all rows in one matrix."""
+ARCHITECTURES = tuple(name for name in BUILDERS if name not in FLATTENED)
 
 
 def lora_model(

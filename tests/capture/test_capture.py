@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loralign.capture import GradientCapture, GradientStatistics
-from loralign.errors import ConfigError, DataError, StateError
+from loralign.capture.labels import BatchLabels
+from loralign.errors import AdapterError, ConfigError, DataError, StateError
 from loralign.lora import lora_layers
 from tests import oracles, zoo
 
@@ -40,7 +41,7 @@ def _captured(model, inputs, ids=IDS, **options):
     return capture
 
 
-@pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", zoo.BUILDERS)
 @pytest.mark.parametrize("trained", [False, True], ids=["start", "trained"])
 def test_exact_gramians_equal_dense_autograd(architecture, trained):
     model = zoo.lora_model(architecture, trained=trained)
@@ -223,12 +224,67 @@ def test_gradient_checkpointing_changes_nothing(reentrant):
     assert got.tokens.tolist() == expected.tokens.tolist()
 
 
-def test_stacked_pairs_share_their_objective():
+@pytest.mark.parametrize("architecture", ["llama", *zoo.FLATTENED])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_stacked_pairs_share_their_objective(architecture, checkpointing):
+    model = zoo.lora_model(architecture)
+    oracles.require_base_gradients(model)
+    inputs = zoo.batch()
+    per_row, per_pair = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([0, 1, 2])
+    expected = _dense(model, zoo.sample_losses(model, inputs), per_row)
+    if checkpointing:
+        model = zoo.checkpointed(model)
+    for ids in (per_row, per_pair):
+        capture = _captured(model, inputs, ids=ids, exact=True)
+        statistics = capture.statistics()
+        capture.close()
+        for got, want in zip(
+            (statistics.layer_full, statistics.layer_accessible, statistics.layer_euclidean), expected, strict=True
+        ):
+            torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-14 + 1e-9 * want.abs().max().item())
+        assert statistics.samples.tolist() == 3 * [len(ids) // 3]
+
+
+def test_flattened_tokens_of_unknown_rows_are_refused():
+    model = zoo.lora_model("opt", target_modules=["fc1", "fc2"])
+    inner = model.get_base_model()
+    inputs = zoo.batch()
+    expected = _captured(model, inputs).statistics().full
+    capture = GradientCapture(model, zoo.OBJECTIVES)
+    losses = zoo.sample_losses(inner, inputs)
+    unknown = r"fc2: the layer saw 42 flattened tokens.*call the model that was given"
+    with pytest.raises(StateError, match=unknown), capture(IDS):
+        losses.mean().backward()
+    # The order does not matter where all samples have one objective.
+    capture = GradientCapture(model, zoo.OBJECTIVES)
+    with capture(torch.ones(3, dtype=torch.int64)):
+        zoo.sample_losses(inner, inputs).mean().backward()
+    assert capture.statistics().full[1, 1] > 0
+    capture = GradientCapture(inner, zoo.OBJECTIVES)
+    with capture(IDS):
+        zoo.sample_losses(inner, inputs).mean().backward()
+    torch.testing.assert_close(capture.statistics().full, expected)
+
+
+def test_tokens_that_are_not_those_of_the_batch_are_refused():
+    labels = BatchLabels((0, 1))
+    assert labels.runs_of(torch.zeros(12, 3), 4, "here") == [(0, 3, 0), (3, 6, 1), (6, 9, 0), (9, 12, 1)]
+    assert labels.runs_of(torch.zeros(4, 3, 5), 4, "here") == [(0, 1, 0), (1, 2, 1), (2, 3, 0), (3, 4, 1)]
+    with pytest.raises(StateError, match=r"here: the layer saw 13 tokens of a batch of 4 rows.*experts"):
+        labels.runs_of(torch.zeros(13, 3), 4, "here")
+
+
+def test_samples_without_any_weight_have_no_share():
     model = zoo.lora_model()
     inputs = zoo.batch()
-    per_row = _captured(model, inputs, ids=torch.tensor([0, 1, 2, 0, 1, 2])).statistics()
-    per_pair = _captured(model, inputs, ids=torch.tensor([0, 1, 2])).statistics()
-    torch.testing.assert_close(per_row.full, per_pair.full)
+    capture = GradientCapture(model, zoo.OBJECTIVES)
+    weights = torch.tensor([1.0, 2, 3, 4, 5, 6])
+    for scale in (weights, torch.zeros(6)):
+        losses = zoo.sample_losses(model, inputs)
+        with capture(IDS, sample_weights=scale):
+            (losses * scale).mean().backward()
+    torch.testing.assert_close(capture.shares, torch.tensor([5.0, 8, 3], dtype=torch.float64) / 21)
+    assert capture.statistics("mean").full.isfinite().all()
 
 
 def test_padding_adds_nothing():
@@ -279,6 +335,21 @@ def test_close_leaves_the_model_as_it_was_found():
     assert before == {name: (len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in model.named_modules()}
     with pytest.raises(StateError, match="closed"), capture(IDS):
         pass
+
+
+def test_a_new_capture_closes_one_that_was_cut_off_in_a_block():
+    """Its ids fit no batch to come; one that is not in use is left alone."""
+    model = zoo.lora_model()
+    unused = _captured(model, zoo.batch())
+    cut_off = GradientCapture(model, zoo.OBJECTIVES)
+    cut_off.begin(torch.tensor([0, 1, 2, 0]))
+    new = _captured(model, zoo.batch())
+    torch.testing.assert_close(new.statistics().samples, unused.statistics().samples)
+    with pytest.raises(StateError, match="closed"):
+        cut_off.begin(IDS)
+    with unused(IDS):
+        zoo.sample_losses(model, zoo.batch()).mean().backward()
+    assert unused.statistics().samples.tolist() == [4, 4, 2]
 
 
 def test_disabled_capture_places_no_probe():
@@ -332,6 +403,12 @@ def test_wrong_use_is_named():
         GradientCapture(model, ["a", "a"])
     with pytest.raises(ConfigError, match="sketch_size"):
         GradientCapture(model, ["a"], sketch_size=0)
+    for size, rows in ((2, 6), (32, 96)):
+        with pytest.raises(ConfigError, match=rf"deflation 25 is more than the {rows} rows .* 24 inputs"):
+            GradientCapture(model, zoo.OBJECTIVES, sketch_size=size, deflation=25)
+    with pytest.raises(ConfigError, match="deflation 7"):
+        GradientCapture(model, zoo.OBJECTIVES, sketch_size=2, deflation=7)
+    GradientCapture(model, zoo.OBJECTIVES, sketch_size=2, deflation=7, exact=True)
     capture = GradientCapture(model, zoo.OBJECTIVES)
     with pytest.raises(StateError, match="nothing was captured"):
         capture.statistics()
@@ -348,6 +425,14 @@ def test_wrong_use_is_named():
         capture.layers[0].A.add_(1.0)
     with pytest.raises(StateError, match="changed between"), capture(IDS):
         pass
+
+
+def test_a_model_on_several_devices_is_refused():
+    model = zoo.lora_model()
+    model.get_submodule(lora_layers(model)[-1].name).to("meta")
+    with pytest.raises(AdapterError, match="several devices, cpu, meta"):
+        GradientCapture(model, zoo.OBJECTIVES)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_bfloat16_base_keeps_float32_statistics():

@@ -11,18 +11,18 @@ from tests import oracles, zoo
 IDS = torch.tensor([0, 1, 2, 0, -1, 1])
 
 
-def _gradients(model, inputs, reweighting=None):
+def _gradients(model, inputs, reweighting=None, ids=IDS):
     model.zero_grad()
     losses = zoo.sample_losses(model, inputs)
     if reweighting is None:
         losses.mean().backward()
     else:
-        with reweighting(IDS):
+        with reweighting(ids):
             losses.mean().backward()
     return losses.detach(), [factor.grad.clone() for layer in lora_layers(model) for factor in (layer.A, layer.B)]
 
 
-@pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", zoo.BUILDERS)
 def test_gradients_are_those_of_the_weighted_loss(architecture):
     model = zoo.lora_model(architecture)
     inputs = zoo.batch()
@@ -38,6 +38,73 @@ def test_gradients_are_those_of_the_weighted_loss(architecture):
     assert torch.equal(losses, plain)
     for left, right in zip(got, expected, strict=True):
         torch.testing.assert_close(left, right)
+
+
+@pytest.mark.parametrize("architecture", ["llama", *zoo.FLATTENED])
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_stacked_pairs_share_their_weight(architecture, per_layer):
+    model = zoo.lora_model(architecture)
+    inputs = zoo.batch()
+    per_row, per_pair = torch.tensor([0, 1, -1, 0, 1, -1]), torch.tensor([0, 1, -1])
+    count = len(lora_layers(model))
+    weights = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)
+    spread = torch.tensor([0.5, 2.0, 1.0] * 2, dtype=torch.float64)
+    (zoo.sample_losses(model, inputs) * spread).mean().backward()
+    expected = [factor.grad.clone() for layer in lora_layers(model) for factor in (layer.A, layer.B)]
+    reweighting = GradientReweighting(model, zoo.OBJECTIVES)
+    reweighting.set_weights(weights.expand(count, 3) if per_layer else weights)
+    for ids in (per_row, per_pair):
+        _, got = _gradients(model, inputs, reweighting, ids)
+        for left, right in zip(got, expected, strict=True):
+            torch.testing.assert_close(left, right)
+
+
+def test_two_batches_of_as_many_tokens_and_other_rows_are_kept_apart():
+    model = zoo.lora_model("opt", target_modules=["fc1", "fc2"])
+    reweighting = GradientReweighting(model, zoo.OBJECTIVES)
+    reweighting.set_weights(torch.tensor([0.5, 2.0, 1.0]))
+    ids = torch.tensor([0, 1])
+    batches = [zoo.batch(2, 6, seed=2), zoo.batch(4, 3, seed=2)]
+    together, apart = [], []
+    with reweighting(ids):
+        for inputs in batches:
+            model.zero_grad()
+            zoo.sample_losses(model, inputs).mean().backward()
+            together.append([layer.A.grad.clone() for layer in lora_layers(model)])
+    for inputs in batches:
+        apart.append(_gradients(model, inputs, reweighting, ids)[1][::2])
+    for one, other in zip(together, apart, strict=True):
+        for left, right in zip(one, other, strict=True):
+            assert torch.equal(left, right)
+
+
+def test_layers_on_several_devices_are_weighted_each_on_its_own():
+    reweighting = GradientReweighting(zoo.lora_model(), zoo.OBJECTIVES)
+    reweighting.set_weights(torch.tensor([0.5, 2.0, 1.0]))
+    with reweighting(IDS):
+        for device in ("cpu", "meta", "cpu"):
+            assert reweighting._row_weights(0, torch.zeros(6, 7, 24, device=device)).device.type == device
+
+
+def test_a_new_reweighting_replaces_one_that_was_left_on_the_model():
+    model = zoo.lora_model()
+    inputs = zoo.batch()
+    weights = torch.tensor([0.5, 2.0, 1.5])
+    expected = _gradients(model, inputs)[1]
+    alone = GradientReweighting(model, zoo.OBJECTIVES)
+    alone.set_weights(weights)
+    _, want = _gradients(model, inputs, alone)
+    alone.close()
+    left_there = GradientReweighting(model, zoo.OBJECTIVES)
+    left_there.set_weights(torch.tensor([3.0, 1.0, 0.1]))
+    left_there.begin(torch.tensor([0, 1]))
+    new = GradientReweighting(model, zoo.OBJECTIVES)
+    new.set_weights(weights)
+    _, got = _gradients(model, inputs, new)
+    assert all(torch.equal(left, right) for left, right in zip(got, want, strict=True))
+    new.close()
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
+    assert all(torch.equal(left, right) for left, right in zip(_gradients(model, inputs)[1], expected, strict=True))
 
 
 def test_weights_may_differ_per_layer():

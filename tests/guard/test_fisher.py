@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from loralign.data.completions import Completion, tokenise_completions
 from loralign.errors import AdapterError, ConfigError, DataError, ModelError, NonFiniteError
-from loralign.guard import estimate_fisher, selection
+from loralign.guard import estimate_fisher, fisher_estimation, selection
 from loralign.lora import lora_layers
 from tests import zoo
 from tests.guard import fisher_oracles
@@ -192,6 +192,34 @@ def test_a_failure_on_the_way_leaves_the_model_as_it_was_found():
     with pytest.raises(AdapterError, match="no_such_module"):
         _estimate(model, fisher_oracles.completions(), target_modules=["no_such_module"])
     assert _state(model) == state
+
+
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")
+def test_stacked_experts_are_refused_and_the_model_is_left_as_it_was_found():
+    """PEFT wraps each of their parameters, one wrapper inside the other."""
+    model = zoo.mixtral().train()
+    state, expected = _state(model), model(**zoo.batch()).logits
+    with pytest.raises(AdapterError, match=r"layers\.0\.mlp\.gate: .*experts and routers.*q_proj"):
+        _estimate(model, fisher_oracles.completions())
+    assert _state(model) == state
+    assert torch.equal(model.eval()(**zoo.batch()).logits, expected)
+    found = _estimate(model, fisher_oracles.completions(), rank=2, target_modules=["q_proj"])
+    assert len(found.layers) == 2
+
+
+@pytest.mark.parametrize("place", ["ModelSums", "layer_identity"])
+def test_a_failure_before_the_first_batch_leaves_no_hooks(place, monkeypatch):
+    model = zoo.lora_model()
+    state = _state(model)
+
+    def fail(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(fisher_estimation, place, fail)
+    with pytest.raises(MemoryError):
+        _estimate(model, fisher_oracles.completions())
+    assert _state(model) == state
+    zoo.sample_losses(model, zoo.batch()).sum().backward()
 
 
 def test_the_rank_follows_the_energy_within_its_bounds():

@@ -12,13 +12,14 @@ from loralign.lora import lora_layers
 from tests import zoo
 
 
-@pytest.mark.parametrize("architecture", zoo.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", zoo.BUILDERS)
 @pytest.mark.parametrize("rslora", [False, True])
 def test_factors_and_scaling_give_the_adapters_own_update(architecture, rslora):
     model = zoo.lora_model(architecture, use_rslora=rslora)
     layers = lora_layers(model)
     targets = zoo.TARGETS[architecture]
-    assert len(layers) == sum(name.rsplit(".", 1)[-1] in targets for name, _ in model.get_base_model().named_modules())
+    names = [name for name, _ in model.get_base_model().named_modules()]
+    assert len(layers) == sum(name.endswith(tuple(f".{target}" for target in targets)) for name in names)
     for layer in layers:
         module = model.get_submodule(layer.name)
         update = module.get_delta_weight("default")
@@ -52,6 +53,24 @@ def test_what_is_not_plain_lora_is_refused():
     merged.merge_adapter()
     with pytest.raises(AdapterError, match="merged"):
         lora_layers(merged)
+
+
+# PEFT looks in every layer for what only the experts have.
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")
+def test_stacked_experts_are_refused_by_name():
+    every = "experts and routers"
+    with pytest.raises(AdapterError, match=rf"layers\.0\.mlp\.gate: .*'weight' of MixtralTopKRouter.*{every}.*q_proj"):
+        lora_layers(zoo.lora_model("mixtral", target_modules="all-linear"))
+    experts = {"target_modules": [], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
+    with pytest.raises(AdapterError, match=rf"layers\.0\.mlp\.experts: .*'down_proj' of MixtralExperts.*{every}"):
+        lora_layers(zoo.lora_model("mixtral", **experts))
+
+
+def test_torchs_attention_is_refused():
+    """PEFT gives it factors of the shapes of a plain layer, and merges them in every forward pass."""
+    base = nn.Sequential(nn.MultiheadAttention(8, 2))
+    with pytest.raises(AdapterError, match=r"base_model\.model\.0: LoRA on torch's MultiheadAttention"):
+        lora_layers(get_peft_model(base, LoraConfig(r=2, target_modules=["0"])))
 
 
 def test_several_active_adapters_are_refused():

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import OPTConfig, OPTForCausalLM
 
 from loralign.errors import ConfigError
 from loralign.training import GeometryConfig
+from loralign.training.engine import GeometryEngine
+from tests.evaluation import models
 from tests.training import runs
 
 
@@ -30,6 +33,37 @@ def test_a_sketch_comes_near_the_exact_reading(tmp_path):
     )
     for read in ("attenuation", "share"):
         torch.testing.assert_close(getattr(sketched, read)(), getattr(exact, read)(), rtol=0.1, atol=0)
+
+
+def test_layers_that_see_flattened_tokens_know_their_pairs(tmp_path, monkeypatch):
+    """The batch is [chosen; rejected] with one id per pair; the same with one id per row."""
+    config = OPTConfig(
+        vocab_size=models.VOCABULARY,
+        hidden_size=16,
+        word_embed_proj_dim=16,
+        ffn_dim=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        dropout=0.0,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    trainer = runs.trainer(
+        tmp_path,
+        GeometryConfig(exact_gradients=True),
+        extra={"model": OPTForCausalLM(config)},
+        lora={"target_modules": ["fc1", "fc2"]},
+    )
+    per_pair = trainer.measure_geometry()
+    begin = GeometryEngine.begin_batch
+    monkeypatch.setattr(
+        GeometryEngine, "begin_batch", lambda self, ids, **options: begin(self, ids.repeat(2), **options)
+    )
+    per_row = trainer.measure_geometry()
+    torch.testing.assert_close(per_pair.layer_full, per_row.layer_full)
+    torch.testing.assert_close(per_pair.layer_accessible, per_row.layer_accessible)
+    assert (per_pair.samples * 2).tolist() == per_row.samples.tolist() == [4, 4, 4]
 
 
 def test_it_is_no_training(tmp_path):

@@ -263,6 +263,22 @@ def test_a_training_that_was_cut_off_leaves_nothing_in_the_way_of_the_next(tmp_p
     assert sum(hooks) == sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in once.model.modules())
 
 
+def test_a_training_that_was_cut_off_leaves_the_model_as_it_was(tmp_path):
+    """Another trainer on the same model, or the model alone, then finds no hook of the first."""
+    trainer = runs.trainer(tmp_path, GeometryConfig(weighting="norm", measure_every=1))
+    trainer.add_callback(Interrupt())
+
+    def hooks():
+        return [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in trainer.model.modules()]
+
+    before = hooks()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    # Once before any training, accelerate puts hooks of its own on the model.
+    assert before == hooks()
+    assert trainer.geometry_callback.engine is None
+
+
 def test_the_best_model_is_found_under_the_name_that_its_checkpoint_has(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
     options |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}

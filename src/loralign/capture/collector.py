@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from loralign.capture.accumulator import LayerAccumulator, gramians_of, invertible_cores
 from loralign.capture.labels import BatchLabels
-from loralign.capture.probe import LayerProbe
+from loralign.capture.probe import LayerProbe, owners
+from loralign.capture.rows import BatchRows
 from loralign.capture.sketch import sketch_matrix, sketch_seed
 from loralign.capture.statistics import GradientStatistics
-from loralign.errors import ConfigError, StateError
+from loralign.errors import AdapterError, ConfigError, StateError
 from loralign.lora import Basis, LoraFactors, column_bases, lora_layers
 
 MAX_OBJECTIVES = 16
@@ -38,7 +39,9 @@ class GradientCapture:
         >>> capture.statistics(normalise="mean").attenuation()                   # doctest: +SKIP
 
     Args:
-        model: a PEFT model with LoRA layers; they are found once, here.
+        model: a PEFT model with LoRA layers; they are found once, here. It is to be itself the one that is called:
+            layers that see flattened tokens do not tell how many rows the batch has, so that is read off the model's
+            own input. A capture whose block a training cut off has left open on its layers is closed.
         objectives: names of the objectives, 1 to 16.
         sketch_size: columns ``k`` of the sketch; its relative standard error on the residual energy of one layer is at
             most ``√(2/k)`` and averages out over layers.
@@ -50,8 +53,9 @@ class GradientCapture:
         seed: seed of the sketches.
 
     Raises:
-        ConfigError: no objective, too many, a repeated name, or a sketch size below 1.
-        AdapterError: the model's adapter is not plain LoRA.
+        ConfigError: no objective, too many, a repeated name, a sketch size below 1, or more shared directions than the
+            sketches have rows or the layers inputs.
+        AdapterError: the model's adapter is not plain LoRA, or lies on several devices.
     """
 
     def __init__(
@@ -78,6 +82,9 @@ class GradientCapture:
         self.draw = 0
         self.enabled = True
         self.layers: list[LoraFactors] = lora_layers(model)
+        _check_one_device(self.layers)
+        _check_deflation(self.deflation, len(names) * sketch_size, min(layer.shape[1] for layer in self.layers))
+        _close_abandoned(self.layers)
         self._labels: BatchLabels | None = None
         self._row_shape: tuple[int, int] | None = None
         self._sums: list[LayerAccumulator | None] = []
@@ -88,6 +95,7 @@ class GradientCapture:
         self._samples = torch.zeros(len(names), dtype=torch.float64)
         self._tokens = torch.zeros(len(names), dtype=torch.float64)
         self._shares = torch.zeros(len(names), dtype=torch.float64)
+        self._rows = BatchRows(model)
         self._probes = [
             LayerProbe(layer, partial(self._collect, index), lambda: self.enabled)
             for index, layer in enumerate(self.layers)
@@ -159,9 +167,15 @@ class GradientCapture:
         for probe in self._probes:
             probe.remove()
         self._probes.clear()
+        self._rows.close()
         self._sums.clear()
         self._bases.clear()
         self.end()
+
+    @property
+    def in_block(self) -> bool:
+        """Whether a block is open: between :meth:`begin` and :meth:`end`."""
+        return self._labels is not None
 
     @property
     def pending(self) -> bool:
@@ -323,18 +337,42 @@ class GradientCapture:
     def _collect(self, index: int, x: Tensor, inner: Tensor, gradient: Tensor) -> None:
         if self._labels is None:
             return
-        flattened = x.ndim == 2
-        if not flattened:
+        place = self.layers[index].name
+        if x.ndim != 2:
             self._row_shape = (x.shape[0], x.shape[1]) if x.ndim == 3 else self._row_shape
         elif self._row_shape is not None and x.shape[0] != self._row_shape[0] * self._row_shape[1]:
             raise StateError(
                 f"the layer saw {x.shape[0]} rows of a batch of {self._row_shape}",
-                place=self.layers[index].name,
+                place=place,
                 fix="tokens that are routed to experts cannot be told apart; leave this module out of target_modules",
             )
-        runs = self._labels.runs(x.shape[0], repeat=flattened)
+        runs = self._labels.runs_of(x, self._rows.count, place)
         self._accumulator(index).add(x, inner, gradient, runs)
         if index == 0:
             per_row = x.shape[1] if x.ndim == 3 else 1
             for start, stop, objective in runs:
                 self._tokens[objective] += (stop - start) * per_row
+
+
+def _check_one_device(layers: Sequence[LoraFactors]) -> None:
+    devices = sorted({str(factor.device) for layer in layers for factor in (layer.A, layer.B)})
+    if len(devices) > 1:
+        raise AdapterError(
+            f"the adapter's layers lie on several devices, {', '.join(devices)}, and their sums are added up on one",
+            fix="load the model on one device, without a device_map that splits it",
+        )
+
+
+def _check_deflation(deflation: int, rows: int, inputs: int) -> None:
+    if deflation > min(rows, inputs):
+        raise ConfigError(
+            f"deflation {deflation} is more than the {rows} rows of the sketches or the {inputs} inputs of a layer",
+            fix="1 is the default; more needs a larger sketch_size",
+        )
+
+
+def _close_abandoned(layers: Sequence[LoraFactors]) -> None:
+    """Close captures whose block is still open: of an interrupted training, whose ids fit no batch to come."""
+    for probe in owners(hook for layer in layers for hook in layer.up._forward_hooks.values()):
+        if isinstance(probe, LayerProbe) and isinstance(probe.owner, GradientCapture) and probe.owner.in_block:
+            probe.owner.close()

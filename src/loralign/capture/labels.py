@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from loralign.errors import DataError
+from loralign.errors import DataError, StateError
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class BatchLabels:
     def shares(self, objectives: int, sample_weights: Tensor | None = None) -> Tensor:
         """Share of each objective's samples in a weighted mean over the batch, ``(K,)`` float64.
 
+        All are zero where all weights are: such a batch has no part in any mean.
+
         Raises:
             DataError: another number of weights than ids.
         """
@@ -52,38 +54,81 @@ class BatchLabels:
         if weights.shape != (len(self.ids),):
             raise DataError(f"{tuple(weights.shape)} sample weights do not fit {len(self.ids)} objective ids")
         sums = [weights[torch.tensor(self.ids) == objective].sum() for objective in range(objectives)]
-        return torch.stack(sums) / weights.sum()
+        total = weights.sum()
+        return torch.stack(sums) / torch.where(total == 0, torch.ones_like(total), total)
 
-    def runs(self, rows: int, *, repeat: bool = False) -> list[tuple[int, int, int]]:
-        """Split ``rows`` into maximal runs ``(start, stop, id)`` of one objective, leaving out id −1.
+    def runs(self, rows: int, tokens: int = 1) -> list[tuple[int, int, int]]:
+        """Split a batch into maximal runs ``(start, stop, id)`` of one objective, leaving out id −1.
 
-        ``rows`` may be a multiple of the number of ids: stacked copies of the batch, as in DPO's ``[chosen;
-        rejected]``, where the ids are tiled; or, with ``repeat``, all tokens flattened in sample order.
+        Args:
+            rows: of the batch. It may be a multiple of the number of ids: stacked copies of the samples, as in DPO's
+                ``[chosen; rejected]``, over which the ids are tiled.
+            tokens: by which ``start`` and ``stop`` count: 1 for rows of the batch, or else the tokens of each row where
+                all are flattened in the order of the rows.
 
         Raises:
             DataError: ``rows`` is no multiple of the number of ids.
         """
-        return _runs(self.ids, rows, repeat)
+        return _runs(self.ids, rows, tokens)
 
-    def expand(self, values: Tensor, rows: int, *, repeat: bool = False) -> Tensor:
-        """Spread one value per objective ``(K,)`` over ``rows``; rows of id −1 get 1. Returns ``(rows,)``."""
-        spread = torch.ones(rows, dtype=values.dtype, device=values.device)
-        for start, stop, objective in self.runs(rows, repeat=repeat):
+    def runs_of(self, x: Tensor, batch_rows: int | None, place: str) -> list[tuple[int, int, int]]:
+        """The runs of a layer's input, counted by its first dimension.
+
+        Args:
+            x: ``(rows, …, n)``, or all tokens flattened in the order of the rows, ``(rows · tokens, n)``.
+            batch_rows: rows of the batch, which the latter does not tell; ``None`` where nobody knows them.
+            place: name of the layer, for the errors.
+
+        Raises:
+            DataError: the ids do not fit the rows.
+            StateError: flattened tokens that are not those of the batch, or of which nobody knows the order.
+        """
+        if x.ndim != 2:
+            return self.runs(x.shape[0])
+        if x.shape[0] == len(self.ids) or len(set(self.ids)) == 1:
+            batch_rows = len(self.ids)
+        if batch_rows is None:
+            raise StateError(
+                f"the layer saw {x.shape[0]} flattened tokens, which do not tell how many rows the batch has",
+                place=place,
+                fix="call the model that was given to the capture, not a module inside it",
+            )
+        if x.shape[0] % batch_rows:
+            raise StateError(
+                f"the layer saw {x.shape[0]} tokens of a batch of {batch_rows} rows",
+                place=place,
+                fix="tokens that are routed to experts cannot be told apart; leave this module out of target_modules",
+            )
+        return self.runs(batch_rows, x.shape[0] // batch_rows)
+
+    def expand(self, values: Tensor, x: Tensor, batch_rows: int | None, place: str) -> Tensor:
+        """Spread one value per objective ``(K,)`` over the first dimension of ``x``; where the id is −1 it is 1.
+
+        Args:
+            values: ``(K,)``.
+            x: as in :meth:`runs_of`, as for the arguments that follow.
+            batch_rows: as there.
+            place: as there.
+
+        Raises:
+            DataError: as there.
+            StateError: as there.
+        """
+        spread = torch.ones(x.shape[0], dtype=values.dtype, device=values.device)
+        for start, stop, objective in self.runs_of(x, batch_rows, place):
             spread[start:stop] = values[objective]
         return spread
 
 
 @lru_cache(maxsize=256)
-def _runs(ids: tuple[int, ...], rows: int, repeat: bool) -> list[tuple[int, int, int]]:
+def _runs(ids: tuple[int, ...], rows: int, tokens: int) -> list[tuple[int, int, int]]:
     if rows % len(ids):
         raise DataError(
             f"{len(ids)} objective ids do not fit a batch of {rows} rows",
             fix="pass one id per sample; chosen and rejected of a pair share theirs",
         )
-    times = rows // len(ids)
-    if repeat:
-        return [(start * times, stop * times, objective) for start, stop, objective in _merged(ids) if objective >= 0]
-    return [run for run in _merged(ids * times) if run[2] >= 0]
+    merged = _merged(ids * (rows // len(ids)))
+    return [(start * tokens, stop * tokens, objective) for start, stop, objective in merged if objective >= 0]
 
 
 def _merged(ids: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:

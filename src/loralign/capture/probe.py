@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,13 @@ class _Probe(torch.autograd.Function):
         x, inner = ctx.saved_tensors
         ctx.collect(x.detach(), inner.detach(), gradients[0].detach())
         return gradients[0], None, None, None
+
+
+def owners(callables: Iterable[Callable[..., Any]]) -> Iterator[Any]:
+    """The objects whose methods these are, such as a module's hooks; partial applications of methods count, too."""
+    for one in list(callables):
+        method = one.func if isinstance(one, partial) else one
+        yield getattr(method, "__self__", None)
 
 
 class LayerProbe:
@@ -65,6 +73,11 @@ class LayerProbe:
             return output
         probed: Tensor = _Probe.apply(output, x, arguments[0], self._collect)  # type: ignore[no-untyped-call]
         return probed
+
+    @property
+    def owner(self) -> Any:
+        """The object whose method collects."""
+        return next(owners([self._collect]))
 
     def remove(self) -> None:
         """Take the hooks off."""

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from loralign.capture.labels import BatchLabels
+from loralign.capture.probe import owners
+from loralign.capture.rows import BatchRows
 from loralign.errors import ConfigError
 from loralign.lora import LoraFactors, lora_layers
 
@@ -68,8 +70,12 @@ class GradientReweighting:
     the unweighted one and :class:`GradientCapture` measures unweighted gradients. Because the weight meets the gradient
     inside each layer, it may differ from layer to layer. While all weights are one, nothing is changed at all.
 
+    A layer has one reweighting at most: a new one closes what an interrupted training may have left there, which would
+    cut the new one's branch out of the graph.
+
     Args:
-        model: a PEFT model with LoRA layers.
+        model: a PEFT model with LoRA layers, itself the one that is called: layers that see flattened tokens do not
+            tell how many rows the batch has, so that is read off the model's own input.
         objectives: names of the ``K`` objectives.
     """
 
@@ -79,9 +85,13 @@ class GradientReweighting:
         self._weights: Tensor | None = None
         self._labels: BatchLabels | None = None
         self._per_layer = False
-        self._spreads: dict[tuple[int, int, bool], Tensor] = {}
+        self._spreads: dict[tuple[int, tuple[int, ...], int | None, torch.device], Tensor] = {}
         self._inputs: dict[int, Tensor] = {}
         self._handles: list[RemovableHandle] = []
+        for owner in owners(hook for layer in self.layers for hook in layer.up._forward_hooks.values()):
+            if isinstance(owner, GradientReweighting):
+                owner.close()
+        self._rows = BatchRows(model)
         for index, layer in enumerate(self.layers):
             self._handles.append(layer.down.register_forward_pre_hook(partial(self._keep_input, index)))
             # Prepended, so that a capture's probe, whichever was made first, stays on top of the replaced output.
@@ -136,6 +146,8 @@ class GradientReweighting:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._rows.close()
+        self._inputs.clear()
         self.end()
 
     def _keep_input(self, index: int, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -161,9 +173,11 @@ class GradientReweighting:
     def _row_weights(self, index: int, x: Tensor) -> Tensor | None:
         if self._labels is None or self._weights is None:
             return None
-        key = (index if self._per_layer else 0, x.shape[0], x.ndim == 2)
+        rows = self._rows.count
+        # The row width does not matter; a model may have its layers on several devices.
+        key = (index if self._per_layer else 0, x.shape[:-1], rows, x.device)
         if key not in self._spreads:
-            spread = self._labels.expand(self._weights[index], x.shape[0], repeat=x.ndim == 2)
+            spread = self._labels.expand(self._weights[index], x, rows, self.layers[index].name)
             dtype = torch.float32 if x.dtype != torch.float64 else x.dtype
             # Not waited for, since with weights per layer this is asked in the backward of every layer.
             self._spreads[key] = spread.to(dtype).to(x.device, non_blocking=True)

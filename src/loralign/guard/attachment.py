@@ -98,10 +98,13 @@ def _attach(model: Any, target_modules: str | Sequence[str]) -> None:
 
 
 def _detach(model: Any) -> None:
-    for name, module in list(model.named_modules()):
-        if isinstance(module, LoraLayer):
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, module.get_base_layer())
+    for parent in list(model.modules()):
+        if isinstance(parent, LoraLayer):
+            # Wrappers of several parameters of one module are nested; the outermost gives way to what all of them wrap.
+            continue
+        for name, child in list(parent.named_children()):
+            if isinstance(child, LoraLayer):
+                setattr(parent, name, child.get_base_layer())
     vars(model).pop("peft_config", None)
 
 

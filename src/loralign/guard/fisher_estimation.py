@@ -28,7 +28,7 @@ from loralign.guard.model_sums import ModelSums
 from loralign.guard.responses import response_losses, sample_responses
 from loralign.guard.selection import select_layers
 from loralign.guard.subspace import AlignmentSubspace, SubspaceInfo
-from loralign.lora import canonical_name
+from loralign.lora import canonical_name, lora_layers
 
 # A stream of random numbers beside those of the test matrices and of sampled responses.
 _HALVES = 3
@@ -49,11 +49,13 @@ class FisherEstimation:
         batches = completion_batches(samples, options.batch_size, self.pad_id, self.positions)
         self.batches = batches[self.process :: self.processes]
         self.max_new_tokens = max(len(sample.ids) - sample.prompt_length for sample in samples)
-        self.capture = SampleCapture(model, self._consume)
-        self.identities = {canonical_name(one.name): layer_identity(one.base) for one in self.capture.layers}
-        self.sums = ModelSums(self.capture.layers, options)
+        layers = lora_layers(model)
+        self.identities = {canonical_name(one.name): layer_identity(one.base) for one in layers}
+        self.sums = ModelSums(layers, options)
         self.progress = FisherProgress()
         self._split = 0
+        # Last, since whoever makes an estimation can take its hooks off only once it has it.
+        self.capture = SampleCapture(model, self._consume)
 
     def run(self, directory: Path | None, every: int) -> None:
         """Go through all batches that are not measured yet, and add up over processes."""

@@ -128,26 +128,28 @@ def launch(
         (grid[0], *right.shape) if has_gradients else 1, dtype=torch.float32, device=left.device
     )
     strides = (0, 0) if weight is None else weight.stride()
-    _kernel[grid](
-        right if weight is None else weight,
-        left,
-        right,
-        values,
-        partial_left,
-        partial_right,
-        rows,
-        width,
-        rank,
-        *strides,
-        beta,
-        tau,
-        HAS_WEIGHT=weight is not None,
-        HAS_GRADIENTS=has_gradients,
-        BLOCK_ROWS=block,
-        BLOCK_COLUMNS=block,
-        BLOCK_RANK=block_rank,
-        STEPS=_STEPS,
-    )
+    # Triton launches on the current device, whichever the tensors are on.
+    with torch.cuda.device_of(left):  # type: ignore[no-untyped-call]
+        _kernel[grid](
+            right if weight is None else weight,
+            left,
+            right,
+            values,
+            partial_left,
+            partial_right,
+            rows,
+            width,
+            rank,
+            *strides,
+            beta,
+            tau,
+            HAS_WEIGHT=weight is not None,
+            HAS_GRADIENTS=has_gradients,
+            BLOCK_ROWS=block,
+            BLOCK_COLUMNS=block,
+            BLOCK_RANK=block_rank,
+            STEPS=_STEPS,
+        )
     if gradient_left is not None and gradient_right is not None:
         gradient_left.copy_(partial_left.sum(dim=0))
         gradient_right += partial_right.sum(dim=0)

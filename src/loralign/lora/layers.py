@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import MultiheadAttention, ParamWrapper
 from torch import Tensor, nn
 
 from loralign.errors import AdapterError
@@ -74,7 +75,8 @@ def lora_layers(model: nn.Module) -> list[LoraFactors]:
     Raises:
         AdapterError: the model has no LoRA layer; several adapters are active at once; an adapter is merged into its
             base; or a layer is of a kind whose update is not ``s·B A`` (DoRA and the other variants, embeddings,
-            convolutions, adapters on raw parameters).
+            convolutions, torch's ``MultiheadAttention``, raw parameters: those of experts and routers are what PEFT
+            makes of ``target_modules="all-linear"`` on a mixture-of-experts model).
     """
     layers = list(_walk(model))
     if not layers:
@@ -108,6 +110,20 @@ def _walk(model: nn.Module) -> Iterator[LoraFactors]:
 
 
 def _linear_factors(name: str, module: LoraLayer, adapter: str) -> tuple[nn.Linear, nn.Linear]:
+    if isinstance(module, ParamWrapper):
+        # It has an A and a B, too, but perhaps those of all experts stacked, and its forward pass calls neither.
+        raise AdapterError(
+            f"LoRA on the raw parameter {module.parameter_name!r} of {type(module.get_base_layer()).__name__}, such as "
+            "experts and routers have, is not supported",
+            place=name,
+            fix="name target_modules that are linear modules, such as the attention's q_proj, k_proj, v_proj, o_proj",
+        )
+    if isinstance(module, MultiheadAttention):
+        raise AdapterError(
+            "LoRA on torch's MultiheadAttention is not supported: its forward pass merges the adapter into the weight",
+            place=name,
+            fix="target linear modules only",
+        )
     if adapter in module.lora_variant:
         kind = type(module.lora_variant[adapter]).__name__
         raise AdapterError(f"{kind} is not a plain LoRA layer", place=name, fix="use a LoraConfig without variants")
@@ -117,10 +133,5 @@ def _linear_factors(name: str, module: LoraLayer, adapter: str) -> tuple[nn.Line
     if not (isinstance(down, nn.Linear) and isinstance(up, nn.Linear)) or isinstance(base, nn.Embedding):
         raise AdapterError(
             f"LoRA on {type(base).__name__} is not supported", place=name, fix="target linear modules only"
-        )
-    width = getattr(module, "in_features", down.in_features)
-    if down.in_features != width or up.in_features != down.out_features:
-        raise AdapterError(
-            "LoRA on a stacked expert parameter is not supported", place=name, fix="target linear modules only"
         )
     return down, up

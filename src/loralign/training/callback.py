@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from loralign.errors import NonFiniteError
+from loralign.capture.probe import owners
+from loralign.errors import ConfigError, NonFiniteError
 from loralign.training.checkpoint import has_state, last_whole_checkpoint, load_state, save_state
 from loralign.training.collator import OBJECTIVE_IDS, ObjectiveCollator
 from loralign.training.config import GeometryConfig
@@ -58,6 +60,7 @@ class GeometryCallback(TrainerCallback):
         self._step_record = step_record
         self._hook: Any = None
         self._accumulation = 1
+        self._trainer: Callable[[], Any] = lambda: None
         self._tokens: float | None = None
         self._resume: Path | None = None
         self.start: Callable[[], dict[str, Any]] | None = None
@@ -69,7 +72,13 @@ class GeometryCallback(TrainerCallback):
             trainer: a transformers or TRL trainer that keeps the label column
                 (``remove_unused_columns=False``).
             column: the column that holds the objective's name.
+
+        Raises:
+            ConfigError: the labels would not reach the collator, or not one for every row of the batch: the data set
+                has no such column, or the trainer drops it or joins several samples in one row.
         """
+        _check_labels_arrive(trainer, column)
+        self._trainer = weakref.ref(trainer)
         trainer.data_collator = ObjectiveCollator(trainer.data_collator, self.objectives, column)
         trainer.callback_handler.callbacks.insert(0, self)
 
@@ -93,8 +102,11 @@ class GeometryCallback(TrainerCallback):
             self.log.append(self.start())
 
     def attach(self, model: nn.Module, seed: int) -> None:
-        """Put the hooks on the model, in place of those of a training that was cut off."""
+        """Put the hooks on the model, in place of those that this or another callback's cut-off training left."""
         self.close()
+        for owner in owners(model._forward_pre_hooks.values()):
+            if isinstance(owner, GeometryCallback):
+                owner.close()
         self.engine = GeometryEngine(model, self.objectives, self.target, self.config, seed=seed)
         self._hook = model.register_forward_pre_hook(self._take_ids, with_kwargs=True)
 
@@ -186,7 +198,7 @@ class GeometryCallback(TrainerCallback):
         kwargs = dict(kwargs)
         ids = kwargs.pop(OBJECTIVE_IDS)
         if module.training and torch.is_grad_enabled():
-            weights, scale = None, 1 / self._accumulation
+            weights, scale = None, 1 / self._micro_batches()
             labels = kwargs.get("labels")
             if self.config.loss_reduction == "token" and isinstance(labels, Tensor):
                 # The mean is over the tokens of the whole step, so the total is known after its last micro-batch only;
@@ -197,6 +209,36 @@ class GeometryCallback(TrainerCallback):
                 self._tokens = scale + (self._tokens or 0.0)
             self.running.begin_batch(ids, loss_scale=scale, sample_weights=weights)
         return args, kwargs
+
+    def _micro_batches(self) -> int:
+        """By how many the trainer divides the loss: fewer in an epoch's last step, where the trainer is known."""
+        return int(getattr(self._trainer(), "current_gradient_accumulation_steps", None) or self._accumulation)
+
+
+def _check_labels_arrive(trainer: Any, column: str) -> None:
+    """Without this a run would go through with no sample in any objective, unmeasured and unweighted."""
+    for option in ("packing", "padding_free"):
+        if getattr(trainer.args, option, False):
+            raise ConfigError(
+                f"{option} joins several samples in one row, which then belongs to no one objective",
+                place=option,
+                fix=f"set {option}=False",
+            )
+    names = getattr(trainer.train_dataset, "column_names", None)
+    if names is not None and column not in names:
+        raise ConfigError(
+            f"the training data has no {column!r} column",
+            place="train_dataset",
+            fix="label every sample with its objective, or say which column does: install(trainer, column)",
+        )
+    if trainer.args.remove_unused_columns:
+        trainer._set_signature_columns_if_needed()
+        if column not in trainer._signature_columns:
+            raise ConfigError(
+                f"the trainer drops the {column!r} column before the collator sees it",
+                place="remove_unused_columns",
+                fix="set remove_unused_columns=False",
+            )
 
 
 def summary(record: dict[str, Any]) -> dict[str, float]:

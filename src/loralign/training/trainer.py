@@ -93,7 +93,11 @@ class MultiObjectiveDPOTrainer(WholeCheckpoints, PreservationObjective, Measured
         with warnings.catch_warnings():
             # The loop reads names that transformers itself has renamed.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            return super()._inner_training_loop(*args, **kwargs)
+            try:
+                return super()._inner_training_loop(*args, **kwargs)
+            finally:
+                # A training that is cut off never comes to its end's own event.
+                self.geometry_callback.close()
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
