@@ -195,6 +195,41 @@ def test_a_search_ends_at_its_number_of_trials_however_often_it_is_called(tmp_pa
     assert len(tried) == 7
 
 
+def test_workers_that_look_at_the_same_moment_do_not_begin_more_trials_than_are_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another begins the last trial just before this one does, and ends it or dies in it."""
+    begun: list[float] = []
+    told: list[Progress] = []
+    others: list[Trial] = []
+    work = Work("search", Storage.beside(tmp_path), sampler=optuna.samplers.RandomSampler(seed=1), tell=told.append)
+    study = work.open()
+    optimize = optuna.Study.optimize
+
+    def beaten(self: optuna.Study, *words: object, **named: object) -> None:
+        if len(begun) == 2 and len(others) < 2:
+            with pytest.warns(UserWarning, match="Heartbeat"):
+                others.append(study.ask())
+        optimize(self, *words, **named)  # type: ignore[arg-type]
+
+    def passes(seconds: float) -> None:
+        last = len(others) == 2
+        study.tell(others[-1], [0.5] if last else None, TrialState.COMPLETE if last else TrialState.FAIL)
+
+    monkeypatch.setattr(optuna.Study, "optimize", beaten)
+    monkeypatch.setattr("loralign.experiments.grid.time.sleep", passes)
+
+    def objective(trial: Trial) -> float:
+        begun.append(trial.suggest_float("x", 0, 1))
+        return begun[-1]
+
+    work.search(3, objective)
+    assert (len(begun), len(others)) == (2, 2)
+    assert len(finished_trials(study)) == told[-1].finished == 3
+    assert told[-1].failed == 0
+    assert failures(study) == []
+
+
 def test_a_database_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--storage: cannot be used"):
         Storage("no-url").open()

@@ -53,16 +53,20 @@ def run_experiment(
         ) from error
 
     recipe = parse_experiment(name, own, command, words)
-    options = recipe.experiment.options(_tell)
-    helpers = _helpers(recipe.experiment.workers, name, words, options.output)
+    helpers = _Helpers(Path(recipe.experiment.output))
+
+    def tell(progress: Any) -> None:
+        _tell(progress)
+        helpers.tell_ended()
+
+    options = recipe.experiment.options(tell)
+    helpers.start(recipe.experiment.workers, name, words)
     try:
         finding = act(recipe, options).told(recipe.words, recipe.base)
     except BaseException:
-        for helper in helpers:
-            helper.terminate()
+        helpers.terminate()
         raise
-    for helper in helpers:
-        helper.wait()
+    helpers.wait()
     usual = name.replace(" ", "-")
     decisive = {key: value for key, value in vars(recipe.own).items() if key not in grows}
     asked = question(known_settings(decisive), options.seeds, known_settings(recipe.base), recipe.experiment.accelerate)
@@ -93,29 +97,62 @@ def _tell(progress: Any) -> None:
     left = progress.remaining_seconds
     told = "" if left is None or not left else f", about {duration(left)} left"
     failed = f", {progress.failed} failed" if progress.failed else ""
-    typer.echo(f"[{progress.finished}/{progress.total}] cells finished{failed}{told}", err=True)
+    typer.echo(f"[{progress.finished}/{progress.total}] {progress.unit} finished{failed}{told}", err=True)
 
 
-def _helpers(workers: int, name: str, words: Sequence[str], output: Path) -> list[subprocess.Popen[bytes]]:
-    """Further processes that do the same, each with a log; each, this one too, computes with its share of the cores."""
-    if workers < 2:
-        return []
-    import torch
+class _Helpers:
+    """Further processes that do the same, each with a log.
 
-    share = max(1, (os.cpu_count() or 1) // workers)
-    torch.set_num_threads(share)
-    command = [sys.executable, "-m", "loralign", *name.split(), *words, "--workers", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(share)}
-    output.mkdir(parents=True, exist_ok=True)
-    helpers = []
-    for number in range(1, workers):
-        with (output / f"worker-{number}.log").open("ab") as log:
-            helpers.append(
-                subprocess.Popen(  # noqa: S603
+    Args:
+        output: directory of the experiment, where the logs are.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self._output = output
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self, workers: int, name: str, words: Sequence[str]) -> None:
+        """Start all but this process, which is the first; each computes with its share of the cores, this one too."""
+        if workers < 2:
+            return
+        import torch
+
+        share = max(1, (os.cpu_count() or 1) // workers)
+        torch.set_num_threads(share)
+        command = [sys.executable, "-m", "loralign", *name.split(), *words, "--workers", "1"]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(share)}
+        self._output.mkdir(parents=True, exist_ok=True)
+        for number in range(1, workers):
+            with self._log(number).open("ab") as log:
+                self._processes[number] = subprocess.Popen(  # noqa: S603
                     command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
                 )
-            )
-    return helpers
+
+    def tell_ended(self) -> None:
+        """Say which have ended with a fault, once of each; what they leave undone is done by the others."""
+        for number, process in list(self._processes.items()):
+            if process.poll() is None:
+                continue
+            del self._processes[number]
+            if process.returncode:
+                told = f"worker {number} ended with status {process.returncode}, see {self._log(number)}"
+                typer.echo(f"{told}; the others do its work", err=True)
+
+    def wait(self) -> None:
+        """Until all have ended."""
+        for process in self._processes.values():
+            process.wait()
+        self.tell_ended()
+
+    def terminate(self) -> None:
+        """End them now; one that has launched a cell ends that first."""
+        for process in self._processes.values():
+            process.terminate()
+        for process in self._processes.values():
+            process.wait()
+
+    def _log(self, number: int) -> Path:
+        return self._output / f"worker-{number}.log"
 
 
 def _help(name: str, own: type[Any], command: Any, *, whole: bool) -> str:

@@ -7,17 +7,17 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import optuna
 from filelock import FileLock
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from loralign.errors import ConfigError, StateError
 from loralign.experiments.failure import CellFailed
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 Parameters = dict[str, Any]
 Objective = Callable[[Trial], "float | Sequence[float]"]
+T = TypeVar("T")
 
 Direction = Literal["minimize", "maximize"]
 
@@ -40,6 +41,8 @@ _GRACE = 40
 """Seconds without one after which its trial is given to another."""
 _RETRIES = 3
 _POLL = 2.0
+_PAUSES = (0.1, 0.3, 1.0, 2.0)
+"""Seconds between attempts at what another worker may be doing at the same moment."""
 
 
 @dataclass(frozen=True)
@@ -68,23 +71,42 @@ class Storage:
         """Connect, making the tables where there are none.
 
         Raises:
-            ConfigError: there is no such database, or no driver for it.
+            ConfigError: there is no such database, no driver for it, or its tables are of another version of Optuna.
         """
         try:
             # Two workers that make the tables of a new database at once get in each other's way.
             with self._alone(), warnings.catch_warnings():
                 # The heartbeat is what experiments rest on; Optuna calls it experimental.
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                return RDBStorage(
-                    self.url,
-                    heartbeat_interval=self.heartbeat,
-                    grace_period=self.grace,
-                    heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=_RETRIES),
-                )
-        except (SQLAlchemyError, ImportError, ValueError) as error:
+                return _again_after_a_race(self._connect)
+        except ImportError as error:
+            missing = getattr(error.__cause__, "name", None) or "its driver"
             raise ConfigError(
-                f"cannot be used: {_one_line(error)}", place="--storage", fix="give a URL such as sqlite:///trials.db"
+                f"cannot be used: {missing} is not installed", place="--storage", fix=self._driver(missing)
             ) from error
+        except RuntimeError as error:
+            # Optuna says which of the two versions is the older, and what to run.
+            raise ConfigError(
+                f"cannot be used: {_one_line(error)}", place="--storage", fix="or give the URL of a new database"
+            ) from error
+        except (SQLAlchemyError, ValueError) as error:
+            raise _unusable(error) from error
+
+    def _connect(self) -> RDBStorage:
+        return RDBStorage(
+            self.url,
+            heartbeat_interval=self.heartbeat,
+            grace_period=self.grace,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=_RETRIES),
+        )
+
+    def _driver(self, missing: str) -> str:
+        """How to get one."""
+        if not self.url.startswith("postgresql"):
+            return "install the driver that the URL names"
+        # What a bare postgresql:// means to SQLAlchemy depends on its version; the extra installs psycopg.
+        other = missing not in ("psycopg", "its driver")
+        return "pip install 'loralign[postgresql]'" + " and begin the URL with postgresql+psycopg://" * other
 
     def _alone(self) -> AbstractContextManager[Any]:
         file = self.url.removeprefix("sqlite:///")
@@ -102,6 +124,7 @@ class Progress:
         total: trials wanted.
         seconds: that the trials took which this worker ran itself.
         own: number of those.
+        unit: what a trial is: one of the ``cells``, or of the ``trials`` of a search, each a cell for every seed.
     """
 
     finished: int
@@ -110,6 +133,7 @@ class Progress:
     total: int
     seconds: float = 0.0
     own: int = 0
+    unit: str = "cells"
 
     @property
     def remaining_seconds(self) -> float | None:
@@ -129,6 +153,7 @@ class Work:
         directions: of every objective, ``maximize`` or ``minimize``.
         sampler: proposes parameters where a trial has none; only searches need one.
         tell: is called before and after every trial.
+        unit: what a trial is, as progress tells it.
     """
 
     name: str
@@ -136,18 +161,29 @@ class Work:
     directions: Sequence[Direction] = ("maximize",)
     sampler: Any = None
     tell: Callable[[Progress], None] = field(default=lambda progress: None)
+    unit: str = "cells"
 
     def open(self) -> optuna.Study:
-        """Create the study, or join it."""
+        """Create the study, or join it.
+
+        Raises:
+            ConfigError: the database cannot be used.
+        """
         # A failed trial is told of by its reason, not by a stack trace.
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        return optuna.create_study(
-            study_name=self.name,
-            storage=self.storage.open(),
-            directions=list(self.directions),
-            sampler=self.sampler,
-            load_if_exists=True,
-        )
+        storage = self.storage.open()
+        try:
+            return _again_after_a_race(
+                lambda: optuna.create_study(
+                    study_name=self.name,
+                    storage=storage,
+                    directions=list(self.directions),
+                    sampler=self.sampler,
+                    load_if_exists=True,
+                )
+            )
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            raise _unusable(error) from error
 
     def run_all(
         self,
@@ -195,7 +231,7 @@ class Work:
         seconds, own, told = 0.0, 0, None
         while True:
             self._free_lost_trials(study)
-            progress = _progress(study, total, seconds, own, distinct)
+            progress = replace(_progress(study, total, distinct), seconds=seconds, own=own, unit=self.unit)
             if progress != told:
                 self.tell(progress)
                 told = progress
@@ -208,15 +244,21 @@ class Work:
                     time.sleep(_POLL)
                     continue
             began = time.monotonic()
-            self._try(study, objective)
+            self._try(study, objective, None if distinct else total)
             seconds, own = seconds + time.monotonic() - began, own + 1
 
-    def _try(self, study: optuna.Study, objective: Objective) -> None:
-        """One trial. One that is interrupted waits again; one that another worker has ended is left to it."""
+    def _try(self, study: optuna.Study, objective: Objective, most: int | None) -> None:
+        """One trial. One that is interrupted waits again; one that another worker has ended is left to it.
+
+        Where there may be only so many trials, one that is beyond them is given up before it has begun.
+        """
         begun: list[Trial] = []
         faults: list[Exception] = []
 
         def noted(trial: Trial) -> float | Sequence[float]:
+            # Workers that look at the same moment may all see room for the last one.
+            if most is not None and _surplus(study, trial, most):
+                raise _Surplus
             begun.append(trial)
             try:
                 return _recorded(objective)(trial)
@@ -227,7 +269,7 @@ class Work:
                 raise
 
         try:
-            study.optimize(noted, n_trials=1, catch=(CellFailed,))
+            study.optimize(noted, n_trials=1, catch=(CellFailed, _Surplus))
         except (ValueError, AssertionError, optuna.exceptions.UpdateFinishedTrialError):
             # Optuna cannot end a trial that has been ended; which of these it raises depends on the moment.
             if faults or not begun or not _ended_elsewhere(study, begun[-1]):
@@ -286,7 +328,21 @@ def _recorded(objective: Objective) -> Objective:
     return call
 
 
-def _progress(study: optuna.Study, total: int, seconds: float, own: int, distinct: bool) -> Progress:
+class _Surplus(Exception):  # noqa: N818 - a state of a trial, which a search survives
+    """A trial beyond those that are wanted."""
+
+
+def _surplus(study: optuna.Study, trial: Trial, most: int) -> bool:
+    """Whether so many trials were begun before this one; of two that begin at once, only the later is given up."""
+    if _AGAIN in trial.user_attrs:
+        return False
+    ahead = [one for one in study.get_trials(deepcopy=False) if one.number < trial.number]
+    return (
+        sum(_counts(one) or (one.state == TrialState.RUNNING and _AGAIN not in one.user_attrs) for one in ahead) >= most
+    )
+
+
+def _progress(study: optuna.Study, total: int, distinct: bool) -> Progress:
     """Count trials, or sets of parameters where the same may have been handed out twice.
 
     Another try of a trial that had failed is no trial more.
@@ -298,17 +354,44 @@ def _progress(study: optuna.Study, total: int, seconds: float, own: int, distinc
         return len({tuple(sorted(trial.params.items())) for trial in chosen}) if distinct else len(chosen)
 
     failed = count(lambda trial: _failed(trial) and _AGAIN not in trial.user_attrs)
-    finished = count(
-        lambda trial: (trial.state == TrialState.COMPLETE or _failed(trial)) and _AGAIN not in trial.user_attrs
-    )
+    finished = count(_counts)
     running = count(lambda trial: trial.state == TrialState.RUNNING)
-    return Progress(finished, failed, running, total, seconds, own)
+    return Progress(finished, failed, running, total)
 
 
 def _ended_elsewhere(study: optuna.Study, trial: Trial) -> bool:
     """Whether another worker has ended this trial: it took it for lost, or SQLite had handed it out to both."""
     found = next(one for one in study.get_trials(deepcopy=False) if one.number == trial.number)
     return found.state.is_finished() and not _failed(found)
+
+
+def _again_after_a_race(act: Callable[[], T]) -> T:
+    """Open what several workers may be making at once, in a database that was empty until now.
+
+    Nothing keeps workers apart while each makes the tables that it found missing on a server, which refuses all but the
+    first with a duplicate key or a table that exists already. Those find everything there when they look again.
+    """
+    for pause in _PAUSES:
+        try:
+            return act()
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            if not _raced(error):
+                raise
+            time.sleep(pause)
+    return act()
+
+
+def _raced(error: Exception) -> bool:
+    """Whether a database may have refused something because another worker was quicker."""
+    # Optuna wraps the errors of sessions; some databases have no class of their own for a table that exists.
+    causes = (error, error.__cause__)
+    return any(isinstance(one, (IntegrityError, ProgrammingError)) or "already exists" in str(one) for one in causes)
+
+
+def _unusable(error: Exception) -> ConfigError:
+    return ConfigError(
+        f"cannot be used: {_one_line(error)}", place="--storage", fix="give a URL such as sqlite:///trials.db"
+    )
 
 
 def _one_line(error: Exception) -> str:
@@ -329,6 +412,11 @@ def _ended(study: optuna.Study, parameters: Parameters) -> bool:
 def _age(trial: FrozenTrial) -> float:
     """Seconds since it was handed out, by the clocks of these machines."""
     return 0.0 if trial.datetime_start is None else (datetime.now() - trial.datetime_start).total_seconds()
+
+
+def _counts(trial: FrozenTrial) -> bool:
+    """Whether it has ended as one of those that are wanted."""
+    return (trial.state == TrialState.COMPLETE or _failed(trial)) and _AGAIN not in trial.user_attrs
 
 
 def _failed(trial: FrozenTrial) -> bool:

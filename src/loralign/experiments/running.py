@@ -6,11 +6,9 @@ import gc
 import json
 import logging
 import shutil
-import subprocess
-import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +18,7 @@ import torch
 from loralign.errors import LoralignError, StateError
 from loralign.experiments.cell import Cell, recipe_of, recipe_text
 from loralign.experiments.failure import CellFailed
+from loralign.experiments.launching import await_launch, launch
 from loralign.experiments.measurement import Measurement
 from loralign.experiments.measuring import measure_cell
 from loralign.experiments.store import RUN_DIRECTORY, CellRecord, CellStore, measure_place
@@ -30,7 +29,6 @@ from loralign.runs.output import ADAPTER, RUN_FILE
 
 logger = logging.getLogger(__name__)
 
-_LOG = "log.txt"
 _TRACE = "error.txt"
 _RECIPE = "recipe.yaml"
 _LONGEST_ERROR = 400
@@ -55,7 +53,8 @@ def run_cell(store: CellStore, cell: Cell, launcher: Launcher | None = None) -> 
 
     An interrupted cell goes on from its last whole checkpoint. Any fault, of ours, of a library's or of memory, is
     recorded as the failure of the run or of the measurement. A run that is finished is trained again only where
-    something is to be measured and its adapter is gone.
+    something is to be measured and its adapter is gone. Where a worker was killed whose launch still trains the cell,
+    this waits until that has ended, and uses what it leaves.
 
     Args:
         store: where cells are kept.
@@ -68,6 +67,7 @@ def run_cell(store: CellStore, cell: Cell, launcher: Launcher | None = None) -> 
     """
     launcher = launcher or Launcher()
     with store.locked(cell):
+        await_launch(store.place(cell))
         known = store.record(cell)
         if known is not None and (known.finished or not launcher.retry):
             if not known.finished:
@@ -120,7 +120,7 @@ def _run(cell: Cell, place: Path, launcher: Launcher) -> None:
         recipe_file = place / _RECIPE
         write_text(recipe_file, recipe_text(cell, str(directory)))
         words = [*launcher.accelerate, "-m", "loralign", cell.command, "--config", str(recipe_file)]
-        _launch(words, place / _LOG)
+        launch(words, place)
         return
     recipe = recipe_of(cell, str(directory))
     if isinstance(recipe, AdaptRecipe):
@@ -135,19 +135,6 @@ def _trained(directory: Path) -> bool:
     except (OSError, ValueError):
         return False
     return bool(status == "finished") and (directory / ADAPTER).is_dir()
-
-
-def _launch(words: Sequence[str], log: Path) -> None:
-    """Run under accelerate; the command's own last line is the reason where it fails."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", *words]
-    earlier = log.stat().st_size if log.exists() else 0
-    with log.open("a", encoding="utf-8") as file:
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode  # noqa: S603
-    if code:
-        told = log.read_bytes()[earlier:].decode("utf-8", errors="replace")
-        lines = [line.strip() for line in told.splitlines()]
-        own = [line for line in lines if line.startswith("error:")] or [line for line in lines if line] or ["no output"]
-        raise StateError(f"ended with status {code}: {own[-1]}", place=str(log), fix="see there")
 
 
 def _free_memory() -> None:

@@ -69,6 +69,7 @@ def run_search(
         directions=directions,
         sampler=plan.make_sampler(),
         tell=options.tell,
+        unit="trials",
     )
     if points:
         work.run_all(points, objective, lambda point: made.wanted(store, point))
