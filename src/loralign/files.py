@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from loralign.errors import OutputError
 
 
@@ -36,9 +38,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(target)
         flush_directory(target.parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise OutputError(
-            f"cannot write: {error.strerror or error}", place=str(path), fix="free some space or choose another place"
+            f"cannot write: {getattr(error, 'strerror', None) or error}",
+            place=str(path),
+            fix="free some space or choose another place",
         ) from error
     finally:
         if temporary is not None:
@@ -66,9 +70,11 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
                 _flush(file)
         temporary.rename(target)
         flush_directory(target.parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise OutputError(
-            f"cannot write: {error.strerror or error}", place=str(path), fix="free some space or choose another place"
+            f"cannot write: {getattr(error, 'strerror', None) or error}",
+            place=str(path),
+            fix="free some space or choose another place",
         ) from error
     finally:
         if temporary is not None and temporary.exists():
@@ -93,6 +99,12 @@ def flush_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _refused(error: OSError | SafetensorError, path: str | os.PathLike[str]) -> OutputError:
+    # safetensors wraps the operating system's refusal, so it would not be seen as one.
+    reason = (error.strerror if isinstance(error, OSError) else None) or error
+    return OutputError(f"cannot write: {reason}", place=str(path), fix="free some space or choose another place")
 
 
 def _flush(path: Path) -> None:

@@ -175,9 +175,16 @@ def _subspace(
         seed=seed,
         max_length=max_length or 256,
         response_tokens=run.fisher_tokens or None,
-        checkpoint=output.with_name(f"{output.name}.partial"),
+        checkpoint=_beside(output),
         checkpoint_every=CHECKPOINT_EVERY,
     )
+
+
+def _beside(output: Path) -> Path:
+    """Where an estimate in progress is kept: not in the directory, which may yet be cleared."""
+    # As "." it would have no name of its own.
+    whole = output.resolve()
+    return whole.with_name(f"{whole.name}.partial")
 
 
 def _refusal_rate(rows: Any, loaded: LoadedModel) -> Callable[[nn.Module], float]:

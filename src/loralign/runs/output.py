@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -64,17 +65,37 @@ def check_inputs(output: Path, inputs: Iterable[str | None]) -> None:
 
 
 def _files(name: str) -> list[Path]:
-    """What a name, perhaps with a label before it, stands for on disk: a path, or the matches of a pattern."""
-    place = name.rpartition("=")[2]
-    if place and exists(place):
-        return [Path(place).expanduser().resolve()]
-    return [Path(one).resolve() for one in glob.glob(os.path.expanduser(place), recursive=True)]  # noqa: PTH111, PTH207
+    """What a name, perhaps with a label before it, stands for on disk: a path, or the matches of a pattern.
+
+    An adapter stands for its base as well, which may be another run's start.
+    """
+    found: list[Path] = []
+    # The whole of it first, since a path may have an equals sign in it; a label has none.
+    for place in dict.fromkeys((name, name.partition("=")[2])):
+        if place and exists(place):
+            found = [Path(place).expanduser().resolve()]
+        else:
+            found = [Path(one).resolve() for one in glob.glob(os.path.expanduser(place), recursive=True)]  # noqa: PTH111, PTH207
+        if found:
+            break
+    bases = [_base(one) for one in found]
+    return found + [Path(base).expanduser().resolve() for base in bases if base and exists(base)]
+
+
+def _base(adapter: Path) -> str | None:
+    """What an adapter calls its base; ``None`` of anything else, which is not judged here."""
+    try:
+        found = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def clear(directory: Path) -> None:
     """Empty a directory that an earlier run left."""
     for path in directory.iterdir():
-        if path.is_dir():
+        # A link is taken away and what it leads to left alone.
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
@@ -92,11 +113,15 @@ def save_adapter(
         target: the directory; replaced where it exists.
         records: JSON files to write beside the weights, by name.
     """
-    if target.exists():
-        shutil.rmtree(target)
     model.peft_config["default"].base_model_name_or_path = base_name
-    with atomic_directory(target) as temporary:
+    # The old one goes only when the new one is there.
+    fresh = target.with_name(f".{target.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    with atomic_directory(fresh) as temporary:
         model.save_pretrained(str(temporary), selected_adapters=["default"], save_embedding_layers=False)
         tokenizer.save_pretrained(str(temporary))
         for name, content in (records or {}).items():
             write_json(temporary / name, content)
+    if target.exists():
+        shutil.rmtree(target)
+    fresh.rename(target)

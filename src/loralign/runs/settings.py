@@ -145,13 +145,28 @@ def _of_kind(value: Any, one: Field[Any], takes: str, config: Path | None) -> An
         raise ConfigError("has no value", place=place, fix="give one, or leave it out")
     if isinstance(value, list) and not any(word in takes.lower() for word in ("list", "tuple", "sequence", "any")):
         raise ConfigError(f"{value} are several values where one belongs", place=place, fix="give one")
+    if isinstance(value, Mapping) and isinstance(default, list):
+        # As labels are written on the command line.
+        value = [f"{label}={one}" for label, one in value.items()]
     if isinstance(default, list) and not isinstance(value, list) and value is not None:
-        return [value]
+        value = [value]
+    if any(not isinstance(one, str) for one in _texts(value, takes)):
+        raise ConfigError(f"{value} is no text", place=place, fix="write it in quotes")
+    if isinstance(default, list):
+        return value
     # Steps of transformers' own may be a share of the run, whatever number stands there by default.
     counts = isinstance(default, int) and not isinstance(default, bool) and "float" not in takes
     if counts and isinstance(value, float) and not value.is_integer():
         raise ConfigError(f"{value} is no whole number", place=place, fix="give a whole number")
     return int(value) if counts and isinstance(value, float) else value
+
+
+def _texts(value: Any, takes: str) -> list[Any]:
+    """The parts of a value that must be text, by the type of its field."""
+    takes = takes.removeprefix("<class '").removesuffix("'>").replace(" | None", "").replace("typing.", "")
+    if takes in ("str", "Optional[str]"):
+        return [] if value is None else [value]
+    return value if takes in ("list[str]", "List[str]") and isinstance(value, list) else []
 
 
 def _default(one: Field[Any]) -> Any:

@@ -113,6 +113,9 @@ def score_tasks(
     rows = compare_tasks(arms)
     if samples:
         write_text(samples_path(output), _lines(arms))
+    else:
+        # Those of the scores that are replaced would be read as these ones'.
+        samples_path(output).unlink(missing_ok=True)
     write_json(
         output,
         {
