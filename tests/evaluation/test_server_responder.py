@@ -315,3 +315,17 @@ def test_a_retry_after_date_that_has_passed_asks_for_no_wait() -> None:
     found = read_reply(httpx.Response(503, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}))
     assert isinstance(found, Fault)
     assert found.wait == 0.0
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": None, "refusal": "I'm sorry, no."}, "I'm sorry, no."),
+        ({"content": None, "refusal": None}, ""),
+        ({"content": None}, ""),
+        ({"content": "Yes.", "refusal": None}, "Yes."),
+    ],
+)
+def test_a_refusal_that_a_server_states_apart_is_the_answer(message: dict[str, Any], text: str) -> None:
+    """Taken for an empty answer it would count as compliance."""
+    assert read_reply(httpx.Response(200, json={"choices": [{"message": message}]})) == text

@@ -45,10 +45,12 @@ def test_other_numbers() -> None:
 def test_reach_is_said_per_objective_with_advice() -> None:
     first = diagnosis_sentences({"harmless": 0.34, "helpful": 0.35})[0]
     assert "34\u00a0% of the harmless gradient and 35\u00a0% of the helpful one" in first
-    assert "about two thirds of every gradient is out of reach" in first
+    # By energy 1 − γ², of which the average of both gammas leaves seven eighths.
+    assert "88\u00a0% of the energy of every gradient is out of reach" in first
     assert "higher rank" in first
     assert "proves nothing" in diagnosis_sentences({"a": 0.95})[0]
-    assert "most of every gradient" in diagnosis_sentences({"a": 0.15})[0]
+    assert "of their energy 10\u00a0% is out of reach" in diagnosis_sentences({"a": 0.95})[0]
+    assert "98\u00a0% of the energy of every gradient" in diagnosis_sentences({"a": 0.15})[0]
     assert "nothing can be said" in diagnosis_sentences({"a": None, "b": float("nan")})[0]
 
 

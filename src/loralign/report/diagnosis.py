@@ -18,7 +18,6 @@ from itertools import combinations
 from loralign.report.format import cosine_text, listing, percent, significant, whole_percent
 from loralign.report.layers import place_layers, short_name
 
-OUT_OF_REACH = 0.25
 WITHIN_REACH = 0.85
 TRADEOFF_AS_ASKED = 0.01
 TRADEOFF_SLIGHT = 0.05
@@ -92,23 +91,13 @@ def _reach(reached: dict[str, float]) -> str:
         )
     start = f"LoRA's subspace reaches {parts}, by length (γ)"
     if average >= WITHIN_REACH:
-        return f"{start}: little is out of reach. A high γ alone proves nothing: judge it by accuracy against drift."
-    lost = "most" if average < OUT_OF_REACH else _fraction(1 - average)
+        return (
+            f"{start}: of their energy {whole_percent(1 - average**2)} is out of reach (1 − γ²), which is little. A "
+            "high γ alone proves nothing: judge it by accuracy against drift."
+        )
     whose = "every gradient" if high == low or reached[high] - reached[low] < 0.1 else "the average gradient"
-    return f"{start}: {lost} of {whose} is out of reach. Consider refinement or a higher rank."
-
-
-def _fraction(share: float) -> str:
-    words = {
-        0.2: "a fifth",
-        0.25: "a quarter",
-        1 / 3: "a third",
-        0.5: "half",
-        2 / 3: "two thirds",
-        0.75: "three quarters",
-    }
-    nearest = min(words, key=lambda value: abs(value - share))
-    return f"about {words[nearest]}" if abs(nearest - share) < 0.04 else f"about {whole_percent(share)}"
+    lost = whole_percent(1 - average**2)
+    return f"{start}: {lost} of the energy of {whose} is out of reach (1 − γ²). Consider refinement or a higher rank."
 
 
 def _direction(distortion: float, objectives: int) -> str:

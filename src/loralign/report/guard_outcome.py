@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from loralign.report.format import ABSENT, percent, significant, whole_percent
 from loralign.report.guard_records import UNGUARDED, GuardedRun, Safety
-from loralign.report.intervals import interval, percent_interval, settled, turned
+from loralign.report.intervals import interval, percent_interval, settled, share_interval, turned
 from loralign.report.records import Metric
 
 SCORE_HEADINGS = ("score", "before", "after", "after − before")
@@ -107,13 +107,21 @@ def _refusals(run: GuardedRun) -> list[str]:
         if name not in (changes := refusal_changes(run)):
             continue
         change = round(changes[name][1] - changes[name][0], 9)  # exactly 10 points are not more than 10
-        text = f"Refusals of {name} prompts {_moved(*changes[name], settled(_share(before, key), _share(after, key)))}."
+        text = f"Refusals of {name} prompts {_moved(*changes[name], _settled(name, key, before, after))}."
         if name == "unsafe" and change < -REFUSALS_LOST:
             text += f" {_safer(run)}{_worst_category(before, after)}"
         if name == "safe" and change > REFUSALS_LOST:
             text += " The model became more timid: add safe prompts with helpful answers to --alignment_data."
         sentences.append(text)
     return sentences
+
+
+def _settled(label: str, key: str, before: Safety | None, after: Safety | None) -> bool:
+    """Whether refusals of a label differ beyond their intervals."""
+    first, second = (
+        share_interval(_share(one, key), one.prompts.get((label, "")) if one else None) for one in (before, after)
+    )
+    return settled(first, second)
 
 
 def _moved(before: float, after: float, beyond: bool) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from scipy.stats import binomtest
+
 from loralign.report.format import ABSENT, percent, significant
 from loralign.report.records import Metric
 
@@ -36,6 +38,22 @@ def settled(before: Metric | None, after: Metric | None, difference: Metric | No
     if before.low is None or before.high is None or after.low is None or after.high is None:
         return False
     return after.low > before.high or after.high < before.low
+
+
+def share_interval(share: Metric | None, count: float | None) -> Metric | None:
+    """A share of so many yes and no with an interval that is wide where all are alike.
+
+    A bootstrap of answers that are all the same knows of no others and gives an interval of no width. There, Wilson's
+    takes its place.
+
+    Args:
+        share: with its bootstrap interval.
+        count: of the answers; ``None`` where it is not known.
+    """
+    if share is None or share.value is None or not count or share.low != share.high:
+        return share
+    ends = binomtest(round(share.value * count), round(count)).proportion_ci(method="wilson")
+    return Metric(share.value, min(share.value, float(ends.low)), max(share.value, float(ends.high)))
 
 
 def turned(metric: Metric | None) -> Metric | None:

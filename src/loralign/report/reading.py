@@ -57,7 +57,11 @@ def read_optional(path: Path, what: str, notes: list[str]) -> Any:
     except FileNotFoundError:
         notes.append(f"The run wrote no {path.name}, so the page has no {what}.")
     except (OSError, ValueError) as error:
-        notes.append(f"{path.name} cannot be read ({clean_text(str(error))}), so the page has no {what}.")
+        # An operating system's error names the whole path, and the page may be published.
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        notes.append(
+            f"{path.name} cannot be read ({clean_text(reason or 'no reason given')}), so the page has no {what}."
+        )
     return None
 
 

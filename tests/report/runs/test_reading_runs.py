@@ -28,7 +28,7 @@ from loralign.report.runs.records import (
     Ground,
 )
 from loralign.report.runs.story import load_story
-from tests.report.adaptation_runs import estimate, share, write_json
+from tests.report.adaptation_runs import estimate, share, write_adaptation, write_json
 from tests.report.guarded_runs import write_guarded
 from tests.report.runs.many import FINGERPRINT, write_check, write_repair, write_tasks
 
@@ -143,7 +143,7 @@ def test_drift_is_a_loss_in_the_file_and_a_change_here(many: Path) -> None:
 
 def test_a_check_knows_its_ground(many: Path) -> None:
     _, part = read_runs([many / "checks" / "plain"])
-    detail = f"set {FINGERPRINT[:8]}, part test, 60 prompts"
+    detail = f"set {FINGERPRINT[:8]}, part test, 60 prompts, judge phrases"
     assert {score.ground for score in part.scores} == {Ground("DRIFTCHECK (generate mode)", detail)}
 
 
@@ -327,6 +327,39 @@ def test_scores_of_one_task_over_other_samples_do_not_compare(tmp_path: Path) ->
     changes = {score.quantity.key: score.change for score in plain.scores}
     assert changes["task:local_sst2 acc"] is None
     assert changes["task:local_mmlu acc"] is not None
+
+
+@pytest.mark.parametrize("change", [{"fewshot": 5}, {"version": "2.0"}])
+def test_scores_of_one_task_asked_in_another_way_do_not_compare(tmp_path: Path, change: dict[str, Any]) -> None:
+    write_tasks(tmp_path, {"align": "a/adapter", "plain": "b/adapter"}, "a/adapter")
+    content = json.loads((tmp_path / "tasks.json").read_text(encoding="utf-8"))
+    content["results"][0] |= change
+    write_json(tmp_path, "tasks.json", content)
+    plain = next(arm for arm in load_story([tmp_path]).arms if arm.name == "b")
+    changes = {score.quantity.key: score.change for score in plain.scores}
+    assert changes["task:local_sst2 acc"] is None
+    assert changes["task:local_mmlu acc"] is not None
+
+
+@pytest.mark.parametrize("change", [{"judge": "classifier:other"}, {"max_new_tokens": 500}])
+def test_checks_that_were_judged_or_answered_otherwise_do_not_compare(own: Path, change: dict[str, Any]) -> None:
+    edit(own / "checks" / "plain" / "run.json", {"baseline": None, **change})
+    story = load_story([own / "checks" / "align", own / "checks" / "plain"])
+    assert len({score.ground.detail for arm in story.arms for score in arm.scores}) == 2
+    assert story.regressions == ()
+
+
+def test_a_run_that_is_called_as_its_model_is_not_its_model(tmp_path: Path) -> None:
+    run = write_adaptation(tmp_path / "tiny-model")
+    edit(run / "run.json", {"model": "tiny-model"})
+    for order in ([run], [run, run]):
+        story = load_story(order)
+        assert len(story.arms) == 2
+        start, tuned = story.arms
+        assert tuned.reference == start.name
+        drift = {arm.name: next(one for one in arm.scores if one.quantity == KL) for arm in (start, tuned)}
+        assert drift[start.name].metric.value == 0
+        assert drift[tuned.name].metric.value == pytest.approx(0.0431)
 
 
 def test_values_of_another_type_count_as_absent(own: Path) -> None:

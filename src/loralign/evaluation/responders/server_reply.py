@@ -60,8 +60,10 @@ def unreachable(error: Exception) -> Fault:
 
 def _answer(response: httpx.Response) -> str | Fault:
     try:
-        content = response.json()["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        message = response.json()["choices"][0]["message"]
+        # A refusal may stand in a field of its own, beside no content.
+        content = message["content"] if message["content"] is not None else message.get("refusal")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         content = 0
     if content is not None and not isinstance(content, str):
         problem = f"the reply is no chat completion: {_quoted(response.text)}"

@@ -125,7 +125,9 @@ def _curves(arms: Sequence[Arm], found: Sequence[tuple[int, Curve]]) -> Chart:
         for trace in traces:
             trace.update(meta={"arm": index})
             figure.add_trace(trace)
-        rows += [(name, str(step), significant(value)) for step, value in thin(curve.points, MOST_ROWS // len(found))]
+        rows += [
+            (name, str(step), significant(value)) for step, value in thin(curve.points, max(1, MOST_ROWS // len(found)))
+        ]
     figure.update_yaxes(title=first.axis)
     finish(figure, 340)
     figure.update_layout(legend={"itemclick": False, "itemdoubleclick": False})

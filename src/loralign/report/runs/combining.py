@@ -60,7 +60,7 @@ def combine(parts: Sequence[Part]) -> tuple[list[Arm], dict[int, str], list[str]
     groups: list[_Group] = []
     chosen: list[_Group] = []
     for part in parts:
-        group = _find(groups, part.subjects)
+        group = _find([one for one in groups if not _apart(one, part)], part.subjects)
         if group is None:
             group = _Group(())
             groups.append(group)
@@ -89,6 +89,15 @@ def _find(groups: Sequence[_Group], subjects: tuple[Subject, ...]) -> _Group | N
         return exact[0]
     alike = [group for group in groups if same(group.subjects, subjects)]
     return alike[0] if len(alike) == 1 else None
+
+
+def _apart(group: _Group, part: Part) -> bool:
+    """Whether a group is what a part started from, or started from it, and so cannot be it whatever it is called.
+
+    A run's directory may bear the name of its model.
+    """
+    starts = {one for other in group.parts for one in other.reference}
+    return bool(set(group.subjects) & set(part.reference) or set(part.subjects) & starts)
 
 
 def _reference(group: _Group) -> tuple[Subject, ...]:

@@ -39,6 +39,9 @@ _MEASURED = (REFUSAL, OVER_REFUSAL, TOXICITY, KL)
 _NOT_CONFIGURATION = ("version", "format", "format_version", "kind", "command", "environment", "created")
 
 
+_JUDGED_BY = ("judge", "toxicity", "max_new_tokens", "temperature")
+
+
 def is_driftcheck(about: dict[str, Any]) -> bool:
     """Say whether a ``run.json`` or ``scores.json`` was written by a driftcheck run."""
     return about.get("kind") == "driftcheck" or str(about.get("format", "")).startswith("loralign.driftcheck")
@@ -102,15 +105,17 @@ def _of_run(value: Any) -> Subject | None:
 
 
 def _ground(about: dict[str, Any]) -> Ground:
-    """Only checks of one mode on the same prompts of one set compare."""
+    """Only checks of one mode on the same prompts of one set, answered and judged alike, compare."""
     chosen = mapping(about.get("set"))
-    prompts = number(about.get("prompts"))
+    prompts, mode = number(about.get("prompts")), about.get("mode", "generate")
     details = (
         f"set {str(chosen['fingerprint'])[:8]}" if chosen.get("fingerprint") else "",
         f"part {chosen['part']}" if chosen.get("part") else "",
         "" if prompts is None else f"{prompts:.0f} prompts",
+        # What answers another judge, or after other lengths, would be called is another score.
+        *(f"{name} {about[name]}" for name in _JUDGED_BY if mode == "generate" and about.get(name) is not None),
     )
-    return Ground(f"DRIFTCHECK ({about.get('mode', 'generate')} mode)", ", ".join(filter(None, details)))
+    return Ground(f"DRIFTCHECK ({mode} mode)", ", ".join(filter(None, details)))
 
 
 def _before(scores: dict[str, Any], ground: Ground) -> tuple[Score, ...]:

@@ -109,11 +109,15 @@ def _score(entry: _Entry) -> Score:
     title = f"{_text(item, 'task', place)} {_text(item, 'metric', place)}"
     title += f", {reading}" if reading and reading != "none" else ""
     quantity = Quantity(f"task:{title}", title, "score", item.get("higher_is_better") is not False, gains=True)
-    samples = number(item.get("n"))
-    change = _metric(mapping(entry.change))
-    return Score(
-        quantity, Ground("", "" if samples is None else f"{samples:.0f} samples"), metric, change, change is not None
+    samples, examples, version = number(item.get("n")), number(item.get("fewshot")), item.get("version")
+    # Values of other versions, or after other examples, do not compare.
+    details = (
+        "" if samples is None else f"{samples:.0f} samples",
+        "" if examples is None else f"{examples:.0f} solved examples",
+        "" if version is None else f"version {version}",
     )
+    change = _metric(mapping(entry.change))
+    return Score(quantity, Ground("", ", ".join(filter(None, details))), metric, change, change is not None)
 
 
 def _metric(item: dict[str, Any]) -> Metric | None:
