@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loralign.data import load_alignment_data, load_alignment_prompts, overlap
+from loralign.data.alignment import Split
 from loralign.errors import DataError
 from tests.data.preference_rows import message
 
@@ -106,13 +107,35 @@ def test_a_file_without_splits_is_for_training(write: Write) -> None:
     assert "no column 'split'" in error.problem
 
 
-def test_splits_of_a_dataset_directory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["kept", "kept[1]"])
+def test_splits_of_a_dataset_directory(tmp_path: Path, name: str) -> None:
     parts = {"train": [row(0), row(1)], "validation": [row(2)]}
-    datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in parts.items()}).save_to_disk(
-        tmp_path
+    datasets.DatasetDict({part: datasets.Dataset.from_list(rows) for part, rows in parts.items()}).save_to_disk(
+        tmp_path / name
     )
-    counts = [len(load_alignment_data(str(tmp_path), split)) for split in ("train", "validation", "all")]
-    assert counts == [2, 1, 3]
+    splits: tuple[Split, ...] = ("train", "validation", "all", "held back")
+    assert [len(load_alignment_data(str(tmp_path / name), split)) for split in splits] == [2, 1, 3, 1]
+
+
+@pytest.mark.parametrize("load", [load_alignment_data, load_alignment_prompts])
+def test_a_dataset_directory_without_splits_is_like_a_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, load: Callable[..., Any]
+) -> None:
+    path = str(tmp_path / "kept")
+    datasets.Dataset.from_list([row(0), row(1)]).save_to_disk(path)
+    for split in ("train", "all", "held back"):
+        assert [prompt[0]["content"] for prompt in load(path, split)["prompt"]] == ["question 0", "question 1"]
+    assert not caplog.records
+    error = failure(load, path, "validation")
+    assert (error.place, error.problem) == (path, "no column 'split' says which rows are for validation")
+
+
+def test_a_split_column_divides_a_dataset_directory(tmp_path: Path) -> None:
+    path = str(tmp_path / "kept")
+    rows = [row(0, split="train"), row(1, split="validation"), row(2, split="train")]
+    datasets.Dataset.from_list(rows).save_to_disk(path)
+    splits: tuple[Split, ...] = ("train", "validation", "all", "held back")
+    assert [len(load_alignment_data(path, split)) for split in splits] == [2, 1, 3, 1]
 
 
 def test_a_hub_name_is_looked_up(offline: None) -> None:

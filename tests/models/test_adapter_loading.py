@@ -145,6 +145,10 @@ def test_no_directory(tmp_path: Path) -> None:
         ('{"peft_type": "LORA", "r": 0, "lora_alpha": 1}', "r must be a positive whole number, not 0"),
         ('{"peft_type": "LORA", "r": "4", "lora_alpha": 1}', "r must be a positive whole number, not '4'"),
         ('{"peft_type": "LORA", "r": 4}', "lora_alpha must be a number, not None"),
+        ('{"peft_type": "LORA", "r": true, "lora_alpha": 1}', "r must be a positive whole number, not True"),
+        ('{"peft_type": "LORA", "r": 4, "lora_alpha": NaN}', "lora_alpha must be a number, not nan"),
+        ('{"peft_type": "LORA", "r": 4, "lora_alpha": -Infinity}', "lora_alpha must be a number, not -inf"),
+        (f'{{"peft_type": "LORA", "r": 4, "lora_alpha": 1{"0" * 400}}}', "lora_alpha must be a number, not 1000"),
     ],
 )
 def test_configurations_that_are_no_lora(adapter: Path, content: str | None, problem: str) -> None:
@@ -154,6 +158,49 @@ def test_configurations_that_are_no_lora(adapter: Path, content: str | None, pro
     else:
         file.write_bytes(content.encode("utf-8", "surrogateescape"))
     assert failure(adapter).problem.startswith(problem)
+
+
+@pytest.mark.parametrize("name", ["target_modules", "exclude_modules"])
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (5, "must be a list of names or one pattern, not 5"),
+        (False, "must be a list of names or one pattern, not False"),
+        ([1, "a"], "must be a list of names or one pattern, not [1, 'a']"),
+        ({"a": 1}, "must be a list of names or one pattern, not {'a': 1}"),
+        ("(", "is no regular expression: '('"),
+        ("a{99999999999999999999}", "is no regular expression: 'a{99999999999999999999}'"),
+    ],
+)
+def test_modules_that_no_configuration_can_name(adapter: Path, name: str, value: Any, problem: str) -> None:
+    change_config(adapter, **{name: value})
+    assert failure(adapter).problem == f"{name} {problem}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("rank_pattern", ["x"], "must give names of modules positive whole numbers, not be ['x']"),
+        ("rank_pattern", [], "must give names of modules positive whole numbers, not be []"),
+        ("rank_pattern", {"a": "b"}, "must give names of modules positive whole numbers, not be {'a': 'b'}"),
+        ("rank_pattern", {"a": 0}, "must give names of modules positive whole numbers, not be {'a': 0}"),
+        ("rank_pattern", {"a": 4, "(": 4}, "has a name that is no regular expression: '('"),
+        # Alone it is one, but not behind the names of the modules around it.
+        ("rank_pattern", {"(?i)q": 4}, "has a name that is no regular expression: '(?i)q'"),
+        ("alpha_pattern", 5, "must give names of modules numbers, not be 5"),
+        ("alpha_pattern", {"a": "b"}, "must give names of modules numbers, not be {'a': 'b'}"),
+        ("alpha_pattern", {"a": float("nan")}, "must give names of modules numbers, not be {'a': nan}"),
+        ("alpha_pattern", {"(": 4.5}, "has a name that is no regular expression: '('"),
+    ],
+)
+def test_exceptions_for_modules_that_are_none(adapter: Path, name: str, value: Any, problem: str) -> None:
+    change_config(adapter, **{name: value})
+    assert failure(adapter).problem == f"{name} {problem}"
+
+
+def test_a_configuration_may_leave_the_choice_of_modules_out(adapter: Path) -> None:
+    change_config(adapter, target_modules=None, exclude_modules=None, rank_pattern=None, alpha_pattern=None)
+    assert inspect_adapter(adapter).target_modules == ()
 
 
 def test_pickled_weights_are_refused(adapter: Path) -> None:
@@ -219,6 +266,21 @@ def test_a_layer_without_its_factors(adapter: Path) -> None:
 def test_target_modules_that_match_nothing(adapter: Path) -> None:
     change_config(adapter, target_modules=["nothing"])
     assert "cannot be put on" in failure(adapter).problem
+
+
+def test_a_base_that_was_named_from_its_own_place_is_found_from_another(
+    model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(model_directory, tmp_path / "models" / "base")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    base = load_model("models/base", dtype="float32")
+    # PEFT records the place that transformers loaded from, and this library the source's name.
+    path = write_adapter(tmp_path / "a", base.model)
+    put, _, _ = load_adapter(path, base)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert put.peft_config["default"].base_model_name_or_path == str(tmp_path / "models" / "base")
+    assert load_adapter(path)[2].location == str(tmp_path / "models" / "base")
 
 
 def test_no_base_is_named(adapter: Path) -> None:

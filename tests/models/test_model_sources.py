@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -52,6 +53,30 @@ def test_a_local_directory(model_directory: Path) -> None:
     source = resolve_model(str(model_directory))
     assert (source.kind, source.location, source.revision) == ("path", str(model_directory), None)
     assert weights_location(source) == str(model_directory)
+
+
+@pytest.mark.parametrize(
+    "name", ["models/base", "./models/base", "~/models/base", "../work/models/base", "link/../models/base"]
+)
+def test_a_local_directory_is_called_by_its_absolute_path(
+    model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(model_directory, work / "models" / "base")
+    # The directory above the link's end is the one that holds the model, and not the one above the link.
+    (tmp_path / "inside").mkdir()
+    (work / "inside").mkdir()
+    (tmp_path / "inside" / "link").symlink_to(work / "inside")
+    monkeypatch.setenv("HOME", str(work))
+    monkeypatch.chdir(tmp_path / "inside" if name.startswith("link") else work)
+    source = resolve_model(name)
+    assert (source.kind, source.location) == ("path", str(work / "models" / "base"))
+    assert source.name == portable_base_name(source.name) == source.location
+
+
+def test_a_link_to_a_directory_keeps_its_name(model_directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "base").symlink_to(model_directory)
+    assert resolve_model(str(tmp_path / "base")).name == str(tmp_path / "base")
 
 
 def test_a_hub_name_keeps_its_revision() -> None:

@@ -16,8 +16,10 @@ from loralign.data.readers import read_source
 from loralign.data.repeats import SeenRows, without_response
 from loralign.data.responses import Exchange, exchange_reader, read_prompt
 from loralign.data.sources import Source, parse_sources
+from loralign.data.stored import is_undivided
 from loralign.data.tables import Faults, RawTable, require_columns
 from loralign.errors import DataError
+from loralign.files import is_directory, is_file
 
 Split = Literal["train", "validation", "all", "held back"]
 SPLITS = ("train", "validation", "all", "held back")
@@ -55,7 +57,8 @@ def load_alignment_data(
             or ``messages`` that end with the response; a ``label``, ``unsafe`` or ``safe``, unless the source or
             ``label`` gives one; and, if they like, a ``category``.
         split: which rows. In a file with a column ``split`` it chooses by that; all rows of a file without one are
-            for training. Of a directory or a hub dataset, ``all`` means train and validation.
+            for training. A directory that ``save_to_disk`` wrote without splits is like a file. Of other directories
+            and of hub datasets, ``all`` means train and validation.
         label: the label of rows that have none.
         revision: revision of hub datasets.
 
@@ -65,7 +68,7 @@ def load_alignment_data(
 
     Raises:
         DataError: names the first bad row and its file, says how many are bad, and what to do; or one prompt has both
-            labels; or no row is of this split, or a file does not say which are.
+            labels; or no row is of this split, or a file or an undivided directory does not say which are.
     """
 
     def reader(table: RawTable) -> _Reader:
@@ -159,7 +162,7 @@ def _tables(source: Source, split: str, revision: str | None) -> Iterator[tuple[
         location, parts = f"{glob.escape(str(_BUNDLED))}/alignment_*.jsonl", [chosen]
     else:
         chosen = split
-        parts = ["train", "validation"] if split == "all" and not _is_file(location) else [split]
+        parts = ["train", "validation"] if split == "all" and not _is_undivided(location) else [split]
     if split == "held back":
         parts = ["validation"]
     for part in parts:
@@ -167,18 +170,21 @@ def _tables(source: Source, split: str, revision: str | None) -> Iterator[tuple[
             if chosen == "held back":
                 yield table, "validation" if "split" in table.columns else "all"
                 continue
-            if chosen == "validation" and _is_file(location) and "split" not in table.columns:
+            if chosen == "validation" and _is_undivided(location) and "split" not in table.columns:
                 # Read whole, it would silently be the same rows as those of the training split.
                 raise DataError(
                     "no column 'split' says which rows are for validation",
                     place=table.name,
-                    fix="add it, or name another file for validation and read all of it",
+                    fix="add it, or name other data for validation and read all of it",
                 )
             yield table, chosen
 
 
-def _is_file(location: str) -> bool:
-    return is_builtin(location) or glob.has_magic(location) or Path(location).expanduser().is_file()
+def _is_undivided(location: str) -> bool:
+    """Whether a location has no splits of its own: files, and a directory of a single dataset."""
+    if is_directory(location):
+        return is_undivided(Path(location).expanduser())
+    return is_file(location) or glob.has_magic(location)
 
 
 def _of_split(table: RawTable, split: str, faults: Faults) -> Iterator[int]:

@@ -22,8 +22,15 @@ def is_hub_name(location: str) -> bool:
     return _HUB_NAME.fullmatch(location) is not None and not location.lower().endswith(_FILE_SUFFIXES)
 
 
+def is_undivided(path: Path) -> bool:
+    """Whether a directory is what ``save_to_disk`` makes of one dataset: it has no splits and is read whole."""
+    return (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
+
+
 def read_directory(path: Path, *, wanted: Collection[str], split: str) -> RawTable:
     """Read one split of a ``save_to_disk`` directory or of a directory in the hub's layout.
+
+    A ``save_to_disk`` directory without splits is read whole, whatever the split; see :func:`is_undivided`.
 
     Raises:
         DataError: the directory is damaged or has no such split.

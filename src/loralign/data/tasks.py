@@ -33,7 +33,8 @@ def load_task(source: str, split: str = "train", limit: int | None = None, *, re
     Args:
         source: a file (.jsonl, .json, .csv, .parquet), a pattern of files, a directory of a dataset, a hub name, or
             ``builtin``: orders to write down as JSON, for demonstrations.
-        split: which split of a directory or a hub dataset; a file is one split and is read whole.
+        split: which split of a directory or a hub dataset; a file is one split and is read whole, and so is a
+            directory that ``save_to_disk`` wrote without splits.
         limit: take the first so many rows and look at no others.
         revision: revision of a hub dataset.
 

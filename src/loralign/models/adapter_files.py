@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,25 +60,23 @@ def inspect_adapter(path: str | Path) -> AdapterInfo:
 
     Raises:
         AdapterError: the directory, its configuration or its safetensors weights are missing or damaged, the adapter
-            is not LoRA, its weights are pickled, or a value in them is not finite.
+            is not LoRA, a rank, an alpha or a choice of modules in the configuration is not what PEFT writes there,
+            the weights are pickled, or a value in them is not finite.
     """
     directory = Path(path).expanduser()
     if not is_directory(directory):
         raise AdapterError("no such adapter directory", place=str(path), fix="name the directory that PEFT saved")
     config = _read_config(directory)
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    place = str(directory / CONFIG_FILE)
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise AdapterError(f"r must be a positive whole number, not {rank!r}", place=place, fix="save it again")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise AdapterError(f"lora_alpha must be a number, not {alpha!r}", place=place, fix="save it again")
+    problem = _value_problem(config)
+    if problem is not None:
+        raise AdapterError(problem, place=str(directory / CONFIG_FILE), fix="save it again")
     base = config.get("base_model_name_or_path")
     targets = config.get("target_modules") or ()
     return AdapterInfo(
         path=directory,
         base_model=base if isinstance(base, str) and base else None,
-        rank=rank,
-        alpha=float(alpha),
+        rank=config["r"],
+        alpha=float(config["lora_alpha"]),
         rslora=bool(config.get("use_rslora", False)),
         target_modules=(targets,) if isinstance(targets, str) else tuple(sorted(targets)),
         shapes=_read_shapes(directory),
@@ -98,6 +98,61 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if kind != "LORA":
         raise AdapterError(f"peft_type is {kind!r}, not 'LORA'", place=str(file), fix="use a LoRA adapter")
     return config
+
+
+def _value_problem(config: dict[str, Any]) -> str | None:
+    """What is wrong with the values that say which modules are adapted and how."""
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not _is_rank(rank):
+        return f"r must be a positive whole number, not {rank!r}"
+    if not _is_alpha(alpha):
+        return f"lora_alpha must be a number, not {alpha!r}"
+    for name in ("target_modules", "exclude_modules"):
+        modules = config.get(name)
+        if isinstance(modules, str):
+            if not _is_pattern(modules):
+                return f"{name} is no regular expression: {modules!r}"
+        elif modules is not None and not _is_list_of_names(modules):
+            return f"{name} must be a list of names or one pattern, not {modules!r}"
+    for name, is_value, wanted in (
+        ("rank_pattern", _is_rank, "positive whole numbers"),
+        ("alpha_pattern", _is_alpha, "numbers"),
+    ):
+        exceptions = config.get(name)
+        if exceptions is None:
+            continue
+        if not isinstance(exceptions, dict) or not all(map(is_value, exceptions.values())):
+            return f"{name} must give names of modules {wanted}, not be {exceptions!r}"
+        for pattern in exceptions:
+            if not _is_pattern(module_pattern(pattern)):
+                return f"{name} has a name that is no regular expression: {pattern!r}"
+    return None
+
+
+def module_pattern(name: str) -> str:
+    """The regular expression of whole module names that a key of ``rank_pattern`` or ``alpha_pattern`` stands for."""
+    return rf"(.*\.)?({name})"
+
+
+def _is_rank(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_alpha(value: Any) -> bool:
+    # Python's JSON has NaN, infinities and integers past every float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_list_of_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError):
+        return False
+    return True
 
 
 def _read_shapes(directory: Path) -> dict[str, tuple[int, ...]]:

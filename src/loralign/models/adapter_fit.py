@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from loralign.errors import AdapterError
-from loralign.models.adapter_files import AdapterInfo
+from loralign.models.adapter_files import AdapterInfo, module_pattern
 
 _PREFIX = "base_model.model."
 _LORA_KEY = re.compile(
@@ -94,7 +94,8 @@ def _outputs_and_inputs(module: nn.Module) -> tuple[int, int] | None:
 
 def _rank_of(info: AdapterInfo, module: str) -> int:
     """The rank of one module: ``rank_pattern`` gives exceptions, as regular expressions of the end of the name."""
-    for pattern, rank in (info.config.get("rank_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
-            return int(rank)
+    exceptions: dict[str, int] = info.config.get("rank_pattern") or {}
+    for name, rank in exceptions.items():
+        if re.fullmatch(module_pattern(name), module):
+            return rank
     return info.rank

@@ -32,7 +32,7 @@ class ModelSource:
     Args:
         kind: ``"path"`` for a local directory, ``"wheel"`` for an installed package, ``"hub"`` for a hub name.
         location: the directory, the GGUF file inside the package, or the hub name.
-        name: what to call the model in reports and in an adapter's configuration.
+        name: what to call the model in reports and in an adapter's configuration; of a directory its absolute path.
         revision: hub revision or wheel version, if one is known.
     """
 
@@ -88,7 +88,8 @@ def resolve_model(name: str | None = None, *, revision: str | None = None) -> Mo
     converted = wheel_model_of_cache_path(text)
     if exists(directory):
         _check_directory(directory)
-        return ModelSource("path", str(directory), converted.name if converted else text)
+        location = _absolute(directory)
+        return ModelSource("path", location, converted.name if converted else location)
     if converted is not None:
         return _wheel_source(converted)
     if _HUB_NAME.fullmatch(text):
@@ -149,6 +150,15 @@ def _wheel_source(model: WheelModel) -> ModelSource:
         )
     file, version = found
     return ModelSource("wheel", str(file), model.name, version)
+
+
+def _absolute(directory: Path) -> str:
+    """The path that means the same from everywhere, since an adapter records it.
+
+    Elsewhere ``models/base`` would be no directory, but would look like the name of somebody's model on the hub.
+    """
+    # Links keep the names that the user knows them by; only ".." has to be followed, as it may lead out of one.
+    return str(directory.resolve() if ".." in directory.parts else directory.absolute())
 
 
 def _check_directory(directory: Path) -> None:
