@@ -148,18 +148,20 @@ def test_what_a_run_needs_is_not_cleared_for_it(loralign, model, data, tmp_path)
     used = tmp_path / "mine"
     used.mkdir()
     (used / "run.json").write_text("{}")
-    for name in ("kept.jsonl", "pairs-1.jsonl", "stay.jsonl"):
+    for name in ("kept.jsonl", "pairs-1.jsonl", "stay.jsonl", "recipe.yaml"):
         (used / name).write_text("{}")
     words = ("--model", model, "--output_dir", "mine", "--overwrite")
     for more in (
         ("adapt", "--data", data, "--alignment_data", "mine/kept.jsonl"),
         ("adapt", "--data", data, "--alignment_data", "unsafe=mine/kept.jsonl"),
         ("align", "--data", "a=mine/pairs-*.jsonl"),
+        ("align", "--data", data, "--config", "mine/recipe.yaml"),
+        ("adapt", "--data", data, "--config=mine/recipe.yaml"),
         ("align", "--data", data, "--guard", "auto", "--probe_data", "mine/kept.jsonl"),
         ("align", "--data", data, "--preservation_weight", "1", "--preservation_prompts", "mine/stay.jsonl"),
     ):
         assert_refused(loralign(*more, *words), "which the run needs")
-    assert len(list(used.iterdir())) == 4
+    assert len(list(used.iterdir())) == 5
 
 
 @pytest.mark.parametrize("command", ["align", "adapt"])

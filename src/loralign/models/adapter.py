@@ -8,14 +8,15 @@ from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict
 
-from loralign.errors import AdapterError
+from loralign.errors import AdapterError, ConfigError
+from loralign.files import exists
 from loralign.models.adapter_files import WEIGHTS_FILE, AdapterInfo, inspect_adapter
 from loralign.models.adapter_fit import check_fit
 from loralign.models.loading import LoadedModel, load_model
 from loralign.models.registry import wheel_model, wheel_model_of_cache_path
 from loralign.models.sources import ModelSource
 
-__all__ = ["AdapterInfo", "inspect_adapter", "load_adapter", "portable_base_name"]
+__all__ = ["AdapterInfo", "inspect_adapter", "load_adapter", "named_base", "portable_base_name", "same_base"]
 
 
 def load_adapter(
@@ -50,7 +51,8 @@ def load_adapter(
         warnings.filterwarnings("ignore", message="Found missing adapter keys")
         try:
             model = PeftModel.from_pretrained(base.model, str(info.path), is_trainable=is_trainable)
-        except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        except Exception as error:
+            # PEFT reports a configuration that it cannot use through as many classes as causes.
             problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise AdapterError(
                 f"cannot be put on {base.source.name}: {problem}", place=str(path), fix="save the adapter again"
@@ -60,6 +62,39 @@ def load_adapter(
     config = model.peft_config["default"]
     config.base_model_name_or_path, config.revision = base.source.name, base.source.hub_revision
     return model, base.tokenizer, base.source
+
+
+def named_base(info: AdapterInfo, model: str | None = None, revision: str | None = None) -> tuple[str, str | None]:
+    """Name and revision of the base to put an adapter on: the one that is given, or the one that the adapter names.
+
+    Args:
+        info: the adapter.
+        model: the base as it was given.
+        revision: of ``model``; that of the adapter where ``model`` is the base that the adapter names.
+
+    Raises:
+        AdapterError: the adapter names no base although none was given.
+        ConfigError: a revision without a model.
+    """
+    if model is None:
+        if info.base_model is None:
+            raise AdapterError("the adapter does not name its base model", place=str(info.path), fix="pass --model")
+        if revision is not None:
+            raise ConfigError(
+                "an adapter names its base's revision itself", place="revision", fix="leave it out, or pass --model too"
+            )
+        return info.base_model, info.revision
+    if revision is None and info.base_model is not None and same_base(model, info.base_model):
+        revision = info.revision
+    return model, revision
+
+
+def same_base(one: str, other: str) -> bool:
+    """Whether two names are of one base: equal, of the same installed model, or of the same directory."""
+    one, other = portable_base_name(one), portable_base_name(other)
+    if one == other:
+        return True
+    return exists(one) and exists(other) and Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
 def portable_base_name(location: str) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
-from loralign.errors import AdapterError, ConfigError, OutputError
+from loralign.errors import AdapterError, ConfigError, OutputError, StateError
 from loralign.files import atomic_directory, is_file
 from loralign.models.adapter import load_adapter, portable_base_name
 from loralign.models.adapter_files import AdapterInfo, inspect_adapter
@@ -43,7 +45,7 @@ def merge_adapter(adapter: str | Path, target: Path) -> None:
         # PEFT leaves the adapter's configuration on the model that it unloads and warns of it later.
         warnings.filterwarnings("ignore", message=".*peft_config.*")
         merged = model.merge_and_unload()
-    setattr(merged.config, START_NAME, f"{portable_base_name(info.base_model)}+{_digest(info)}")
+    setattr(merged.config, START_NAME, f"{portable_base_name(info.base_model)}+{adapter_digest(info)}")
     with atomic_directory(target) as temporary:
         merged.save_pretrained(str(temporary))
         tokenizer.save_pretrained(str(temporary))
@@ -55,7 +57,7 @@ def merged_model(adapter: str | Path) -> Path:
     Raises:
         LoralignError: as :func:`merge_adapter`.
     """
-    target = cache_directory() / "merged" / _digest(inspect_adapter(adapter))
+    target = cache_directory() / "merged" / adapter_digest(inspect_adapter(adapter))
     if not (target / "config.json").is_file():
         try:
             merge_adapter(adapter, target)
@@ -97,20 +99,32 @@ def keep_start(loaded: LoadedModel, target: Path) -> str:
 
     Raises:
         OutputError: it cannot be written.
+        StateError: what is there already is of another adapter.
     """
     location = Path(loaded.source.location)
     if cache_directory() / "merged" not in location.parents:
         return portable_base_name(loaded.source.name)
-    if not target.exists():
+    if target.exists():
+        # An adapter saved beside it would be put on other weights than it was trained on.
+        if _start_name(target) != getattr(loaded.model.config, START_NAME, None):
+            raise StateError("is the start of another adapter", place=str(target), fix="choose another output_dir")
+    else:
         with atomic_directory(target) as temporary:
             shutil.copytree(location, temporary, dirs_exist_ok=True)
     return str(target.resolve())
 
 
-def _digest(info: AdapterInfo) -> str:
-    """Of an adapter's weights and of what names its base."""
+def adapter_digest(info: AdapterInfo) -> str:
+    """Of an adapter's weights and of what names its base: the same wherever the adapter is kept."""
     digest = hashlib.sha256(repr((info.base_model, info.config.get("revision"))).encode())
     for file in sorted(info.path.glob("adapter_*")):
         digest.update(file.name.encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _start_name(directory: Path) -> Any:
+    try:
+        return json.loads((directory / "config.json").read_text(encoding="utf-8")).get(START_NAME)
+    except (OSError, ValueError, AttributeError):
+        return None

@@ -11,6 +11,7 @@ from accelerate import PartialState
 from transformers import PrinterCallback
 
 from loralign.data.completions import Completion
+from loralign.data.preferences import fingerprint_rows
 from loralign.errors import DataError
 from loralign.evaluation import generate_samples
 from loralign.evaluation.answers import fits
@@ -44,10 +45,12 @@ from loralign.runs.output import (
     check_inputs,
     check_output,
     clear,
+    recipe_file,
     save_adapter,
 )
 from loralign.runs.prepare import factors_in_float32, lora_config
 from loralign.runs.progress import RunProgress
+from loralign.runs.resuming import check_same_run, run_identity, run_to_resume
 from loralign.training import GuardCallback, GuardedSFTTrainer, last_whole_checkpoint
 
 MONITORED = 16
@@ -85,6 +88,7 @@ class PreparedAdaptation:
     guard: GuardCallback
     trainer: GuardedSFTTrainer
     shared: int
+    identity: dict[str, Any]
 
 
 def run_adaptation(recipe: AdaptRecipe) -> AdaptResult:
@@ -96,19 +100,25 @@ def run_adaptation(recipe: AdaptRecipe) -> AdaptResult:
     run, directory = recipe.run, Path(recipe.training.output_dir)
     check_output(directory, run)
     check_devices(recipe.training)
-    if not run.resume:
+    resumed = run.resume and last_whole_checkpoint(directory) is not None
+    # A run cut off before its first checkpoint keeps the subspace that it estimated.
+    keeps = resumed or (run.resume and not run.overwrite)
+    # Before the first process may change it.
+    earlier = run_to_resume(directory, "adapt", overwrite=run.overwrite) if run.resume else None
+    if not keeps:
         data = (*run.data, *run.validation_data, *run.alignment_data, *run.probe_data)
-        check_inputs(directory, (run.model, run.guard, *data))
+        check_inputs(directory, (recipe_file(recipe.command), run.model, run.guard, *data))
     PartialState().wait_for_everyone()
     started = time.monotonic()
     prepared = prepare_adaptation(recipe)
     trainer, subspace = prepared.trainer, prepared.guard.subspace
-    resumed = run.resume and last_whole_checkpoint(directory) is not None
+    description = _description(recipe, prepared, started, "running")
+    check_same_run(earlier, description, directory)
     writes = trainer.is_world_process_zero()
     if writes:
-        if directory.exists() and not run.resume:
+        if directory.exists() and not keeps:
             clear(directory)
-        write_json(directory / RUN_FILE, _description(recipe, prepared, started, "running"))
+        write_json(directory / RUN_FILE, description)
         keep_subspace(subspace, run.guard, directory / SUBSPACE)
     trainer.accelerator.wait_for_everyone()
     trainer.remove_callback(PrinterCallback)
@@ -148,6 +158,7 @@ def prepare_adaptation(recipe: AdaptRecipe) -> PreparedAdaptation:
     must_survive = load_must_survive(run.alignment_data, run.probe_data)
     with PartialState().main_process_first():
         loaded = load_start(run.model, dtype=run.dtype, load_in_4bit=run.load_in_4bit, revision=run.revision)
+    identity = run_identity(loaded, fingerprint_rows(train.to_list()))
     lora = lora_config(run, loaded)
     held_back = tokenised(validation, loaded, length)
     samples = train.select(range(min(len(train), recipe.guard.curvature_samples)))
@@ -179,7 +190,7 @@ def prepare_adaptation(recipe: AdaptRecipe) -> PreparedAdaptation:
     factors_in_float32(trainer.model)
     if trainer.guard_callback is not None:
         trainer.guard_callback.check(trainer.model)
-    return PreparedAdaptation(loaded, train, validation, held_back, must_survive, guard, trainer, shared)
+    return PreparedAdaptation(loaded, train, validation, held_back, must_survive, guard, trainer, shared, identity)
 
 
 def load_task_split(recipe: AdaptRecipe) -> tuple[Any, Any]:
@@ -237,6 +248,7 @@ def _description(recipe: AdaptRecipe, prepared: PreparedAdaptation, started: flo
         "kind": "adapt",
         "command": list(recipe.command),
         "model": recipe.run.model or prepared.loaded.source.name,
+        "identity": prepared.identity,
         "guard": NONE if subspace is None else recipe.run.guard,
         "subspace": None if subspace is None else describe_subspace(subspace),
         "config": recipe.settings(),

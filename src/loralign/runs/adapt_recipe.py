@@ -10,6 +10,7 @@ from trl import SFTConfig
 
 from loralign.errors import ConfigError
 from loralign.runs.options import COMMON_DEFAULTS, GuardedArguments, check_budget, check_least
+from loralign.runs.recipe import check_training
 from loralign.runs.settings import Settings, changed_fields, plain_fields
 from loralign.training import GuardConfig
 from loralign.training.options import option
@@ -81,7 +82,8 @@ def parse_adapt_recipe(arguments: Sequence[str], given: Mapping[str, Any] | None
     A first word that is no flag is the model, so ``loralign adapt MODEL --data task.jsonl`` works.
 
     Raises:
-        ConfigError: as :meth:`~loralign.runs.settings.Settings.parse`; no task data; a budget without a guard.
+        ConfigError: as :meth:`~loralign.runs.settings.Settings.parse`; no task data; a budget without a guard; as
+            :func:`~loralign.runs.recipe.check_training`.
     """
     words = list(arguments)
     if words and not words[0].startswith("-"):
@@ -89,5 +91,6 @@ def parse_adapt_recipe(arguments: Sequence[str], given: Mapping[str, Any] | None
     run, guard, training = ADAPT.parse(words, given)
     if not run.data:
         raise ConfigError("there is no task to adapt to", place="--data", fix="name a file of conversations")
+    check_training(training)
     check_budget(run, guard)
     return AdaptRecipe(run, guard, training, ("loralign", "adapt", *arguments))

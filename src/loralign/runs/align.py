@@ -28,10 +28,20 @@ from loralign.runs.card import model_card
 from loralign.runs.environment import check_devices, describe_environment
 from loralign.runs.guarding import describe_subspace, judged_rows, keep_subspace, probe_facts
 from loralign.runs.kept_scores import ANSWER_TOKENS, SAMPLE_SCORES, KeptScores, sample_table, score_kept
-from loralign.runs.output import ADAPTER, RUN_FILE, SUBSPACE, check_inputs, check_output, clear, save_adapter
-from loralign.runs.prepare import Prepared, prepare
+from loralign.runs.output import (
+    ADAPTER,
+    RUN_FILE,
+    SUBSPACE,
+    check_inputs,
+    check_output,
+    clear,
+    recipe_file,
+    save_adapter,
+)
+from loralign.runs.prepare import Prepared, base_of_run, prepare
 from loralign.runs.progress import RunProgress
 from loralign.runs.recipe import Recipe
+from loralign.runs.resuming import check_same_run, run_to_resume
 from loralign.training import last_whole_checkpoint
 
 SCORES = "scores.json"
@@ -68,20 +78,25 @@ def run_alignment(recipe: Recipe) -> AlignResult:
     check_output(directory, run)
     check_devices(recipe.training)
     resumed = run.resume and last_whole_checkpoint(directory) is not None
+    # Before the first process may change it.
+    earlier = run_to_resume(directory, "align", overwrite=run.overwrite) if run.resume else None
     if not resumed:
+        base, _ = base_of_run(run.model, run.revision, run.adapter)
         data = (*run.data, *run.validation_data, *run.alignment_data, *run.probe_data)
         texts = recipe.geometry.preservation_prompts
-        check_inputs(directory, (run.model, run.adapter, run.guard, texts, *data))
+        check_inputs(directory, (recipe_file(recipe.command), base, run.adapter, run.guard, texts, *data))
     PartialState().wait_for_everyone()
     started = time.monotonic()
     prepared = prepare(recipe)
     trainer = prepared.trainer
+    description = _description(recipe, prepared, started, "running")
+    check_same_run(earlier, description, directory)
     writes = trainer.is_world_process_zero()
     if writes:
         if directory.exists() and not resumed:
             clear(directory)
         # First, since a directory without it is taken for somebody else's.
-        write_json(directory / RUN_FILE, _description(recipe, prepared, started, "running"))
+        write_json(directory / RUN_FILE, description)
         keep_subspace(prepared.subspace, run.guard, directory / SUBSPACE)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunProgress(title=f"aligning, {recipe.geometry.weighting} weights", show=writes))
@@ -204,6 +219,7 @@ def _description(recipe: Recipe, prepared: Prepared, started: float, status: str
         "version": 1,
         "command": list(recipe.command),
         "model": prepared.loaded.source.name,
+        "identity": prepared.identity,
         "objectives": list(trainer.objectives),
         "target_weights": dict(zip(trainer.objectives, trainer.target.tolist(), strict=True)),
         "weighting": recipe.geometry.weighting,

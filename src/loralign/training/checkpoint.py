@@ -17,6 +17,7 @@ from loralign.files import flush_directory, write_json
 
 MANIFEST = "loralign_checkpoint.json"
 _SAVING = ".saving-"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 def saving_directory(output: Path) -> Path:
@@ -82,12 +83,22 @@ def is_whole(directory: Path) -> bool:
         return False
 
 
+def foreign_checkpoints(output: str | Path) -> list[Path]:
+    """Checkpoints that another trainer left: under the same kind of name, but without a manifest, in order of steps."""
+    found = {
+        int(match[1]): path
+        for path in Path(output).glob("checkpoint-*")
+        if (match := _CHECKPOINT.fullmatch(path.name)) and path.is_dir() and not (path / MANIFEST).exists()
+    }
+    return [found[step] for step in sorted(found)]
+
+
 def last_whole_checkpoint(output: str | Path) -> Path | None:
     """The whole checkpoint of the highest step, or ``None``. One whose saving was cut off never counts."""
     output = Path(output)
     steps = {
         int(match[1]): path
         for path in (output.iterdir() if output.is_dir() else ())
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and is_whole(path)
+        if (match := _CHECKPOINT.fullmatch(path.name)) and is_whole(path)
     }
     return steps[max(steps)] if steps else None
