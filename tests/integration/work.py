@@ -187,6 +187,11 @@ def _saving_fourth(trainer: Any, *_: Any) -> bool:
     return bool(trainer.state.global_step == 4)
 
 
+def _fourth_named(trainer: Any, directory: Path) -> bool:
+    # Its own directories are flushed before it has its name.
+    return (directory / "checkpoint-4").exists()
+
+
 def _cut_optimiser(trainer: Any, _: Any, directory: str) -> bool:
     file = Path(directory) / "optimizer.pt"
     if trainer.state.global_step == 4:
@@ -218,6 +223,6 @@ MOMENTS: dict[str, Callable[[Any, Stop], None]] = {
     "geometry written": _around(GeometryCallback, "save_state", _saving_fourth),
     "manifest not yet written": _around(checkpoint, "write_json", _manifest_of_fourth, before=True),
     "manifest written": _around(checkpoint, "write_json", _manifest_of_fourth),
-    "named but not flushed": _around(checkpoint, "flush_directory", _saving_fourth, before=True),
+    "named but not flushed": _around(checkpoint, "flush_directory", _fourth_named, before=True),
     "half of the layers refined": _around(refinement, "_refine_layer", _third_layer),
 }
