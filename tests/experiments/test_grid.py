@@ -18,7 +18,8 @@ from optuna.trial import Trial, TrialState
 
 from loralign.errors import ConfigError
 from loralign.experiments.failure import CellFailed
-from loralign.experiments.grid import Objective, Progress, Storage, Work, failures, finished_trials
+from loralign.experiments.grid import Objective, Progress, Work, failures, finished_trials
+from loralign.experiments.storage import Storage
 from tests.experiments.worker import CELLS
 
 

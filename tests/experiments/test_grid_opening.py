@@ -18,8 +18,9 @@ from optuna.storages import RDBStorage
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from loralign.errors import ConfigError
-from loralign.experiments import grid
-from loralign.experiments.grid import Storage, Work
+from loralign.experiments import storage
+from loralign.experiments.grid import Work
+from loralign.experiments.storage import Storage
 from tests.experiments.test_grid import database
 
 __all__ = ["database"]
@@ -30,7 +31,8 @@ REFUSED = OperationalError("connect", None, Exception("connection refused"))
 OPENING = """
 import sys, time
 from pathlib import Path
-from loralign.experiments.grid import Storage, Work
+from loralign.experiments.grid import Work
+from loralign.experiments.storage import Storage
 
 mine, go, *urls = sys.argv[1:]
 Path(mine).touch()
@@ -45,7 +47,7 @@ for url in urls:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that were waited, at once."""
     waited: list[float] = []
-    monkeypatch.setattr(grid.time, "sleep", waited.append)
+    monkeypatch.setattr(storage.time, "sleep", waited.append)
     return waited
 
 
@@ -64,7 +66,7 @@ def refusing(act: Callable[..., Any], *errors: Exception) -> Callable[..., Any]:
 def test_workers_that_make_the_tables_of_a_database_at_once_all_open_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
 ) -> None:
-    monkeypatch.setattr(grid, "RDBStorage", refusing(RDBStorage, DUPLICATE, EXISTS))
+    monkeypatch.setattr(storage, "RDBStorage", refusing(RDBStorage, DUPLICATE, EXISTS))
     wrapped = StorageInternalError("An exception is raised during the commit.")
     wrapped.__cause__ = EXISTS
     monkeypatch.setattr(optuna, "create_study", refusing(optuna.create_study, wrapped))
@@ -77,11 +79,11 @@ def test_what_a_database_keeps_refusing_is_told_and_what_is_no_race_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float], error: SQLAlchemyError
 ) -> None:
     reason = str(error.orig)
-    monkeypatch.setattr(grid, "RDBStorage", refusing(RDBStorage, *[error] * 20))
+    monkeypatch.setattr(storage, "RDBStorage", refusing(RDBStorage, *[error] * 20))
     with pytest.raises(ConfigError, match=rf"--storage: cannot be used: .*{reason}.*sqlite:///trials.db"):
         Work("grid", Storage.beside(tmp_path)).open()
     assert (2 < len(pauses) < 10) == (error is not REFUSED)
-    monkeypatch.setattr(grid, "RDBStorage", RDBStorage)
+    monkeypatch.setattr(storage, "RDBStorage", RDBStorage)
     monkeypatch.setattr(optuna, "create_study", refusing(optuna.create_study, *[error] * 20))
     with pytest.raises(ConfigError, match=rf"--storage: cannot be used: .*{reason}"):
         Work("grid", Storage.beside(tmp_path)).open()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from optuna.trial import Trial
 
-from loralign.experiments.grid import Storage, Work
+from loralign.experiments.grid import Work
+from loralign.experiments.storage import Storage
 
 CELLS = [{"cell": f"c{number}"} for number in range(6)]
 

@@ -14,11 +14,12 @@ from optuna.trial import Trial
 from loralign.errors import ConfigError
 from loralign.experiments.cell import Cell, CellSettings, Command, make_cell
 from loralign.experiments.contents import identity_digest
-from loralign.experiments.grid import Progress, Storage, Work
+from loralign.experiments.grid import Progress, Work
 from loralign.experiments.measuring import Measures
 from loralign.experiments.outcomes import outcome
 from loralign.experiments.running import Launcher, run_cell
 from loralign.experiments.seed_means import Samples, Units
+from loralign.experiments.storage import Storage
 from loralign.experiments.store import CellRecord, CellStore
 from loralign.models import is_adapter, merge_adapter
 from loralign.models.adapter_files import inspect_adapter

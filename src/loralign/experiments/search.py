@@ -14,12 +14,13 @@ from loralign.experiments.cell import Cell, CellSettings, Command
 from loralign.experiments.contents import identity_digest
 from loralign.experiments.experiment import Arm, ArmResult, ExperimentOptions
 from loralign.experiments.failure import CellFailed
-from loralign.experiments.grid import FAILURE, Direction, Storage, Work
+from loralign.experiments.grid import FAILURE, Work
 from loralign.experiments.outcomes import measure, outcome
 from loralign.experiments.running import run_cell
 from loralign.experiments.search_plan import SearchPlan
 from loralign.experiments.seed_means import Samples, over_seeds, value
 from loralign.experiments.space import Parameter, Point, grid_points
+from loralign.experiments.storage import Direction, Storage
 from loralign.experiments.store import CellStore
 
 

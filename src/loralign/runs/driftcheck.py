@@ -27,6 +27,7 @@ from loralign.evaluation.responding import collect_responses
 from loralign.evaluation.response_store import ResponseStore
 from loralign.evaluation.score_mode import score_prompts
 from loralign.files import write_json
+from loralign.report.runs.from_driftcheck import JUDGED_BY
 from loralign.runs.driftcheck_options import CheckOptions, CheckSubject
 from loralign.runs.driftcheck_subject import Opened, open_responder, open_subject
 from loralign.runs.opening import Local
@@ -34,8 +35,6 @@ from loralign.runs.opening import Local
 RUN, SCORES, RESPONSES, BASELINE = "run.json", "scores.json", "responses.parquet", "baseline"
 ANSWERS, OPENINGS = "answers.jsonl", "openings.jsonl"
 KIND = "driftcheck"
-# Of answers, what two runs must have in common for their refusals and toxicity to be of one measure.
-_OF_ANSWERS = ("judge", "toxicity", "max_new_tokens", "temperature")
 # How a run is gone about, which does not change what it finds.
 _OF_WORK = ("batch_tokens", "concurrency", "retries", "timeout", "judge_budget", "api_key_variable")
 # Prompts between two writes of their scores.
@@ -254,7 +253,7 @@ def _judged_alike(directory: Path, settings: Mapping[str, Any], options: CheckOp
     """
     rows = _finished(directory, settings)
     if options.mode == "generate":
-        _check_same(directory, {name: getattr(options, name) for name in _OF_ANSWERS})
+        _check_same(directory, {name: getattr(options, name) for name in JUDGED_BY})
     return rows
 
 

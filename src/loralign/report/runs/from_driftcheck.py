@@ -38,8 +38,8 @@ _FIX = "give the output directory of loralign driftcheck run"
 _MEASURED = (REFUSAL, OVER_REFUSAL, TOXICITY, KL)
 _NOT_CONFIGURATION = ("version", "format", "format_version", "kind", "command", "environment", "created")
 
-
-_JUDGED_BY = ("judge", "toxicity", "max_new_tokens", "temperature")
+JUDGED_BY = ("judge", "toxicity", "max_new_tokens", "temperature")
+"""Of answers, what two checks must have in common for their refusals and toxicity to be of one measure."""
 
 
 def is_driftcheck(about: dict[str, Any]) -> bool:
@@ -113,7 +113,7 @@ def _ground(about: dict[str, Any]) -> Ground:
         f"part {chosen['part']}" if chosen.get("part") else "",
         "" if prompts is None else f"{prompts:.0f} prompts",
         # What answers another judge, or after other lengths, would be called is another score.
-        *(f"{name} {about[name]}" for name in _JUDGED_BY if mode == "generate" and about.get(name) is not None),
+        *(f"{name} {about[name]}" for name in JUDGED_BY if mode == "generate" and about.get(name) is not None),
     )
     return Ground(f"DRIFTCHECK ({mode} mode)", ", ".join(filter(None, details)))
 
