@@ -6,6 +6,7 @@ one output directory, and `table` and `plot` when they are done::
 
     python experiments/align_arms.py run --data DIR --out results --seeds 0 1
     python experiments/align_arms.py table --out results
+    python experiments/align_arms.py frontier --out results
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from cell_claims import claimed
 from datasets import Dataset
@@ -177,6 +180,52 @@ def table(arguments: argparse.Namespace) -> None:
         print("| " + " | ".join([*line, f"{drift[0]:.3f} [{drift[1]:.3f}, {drift[2]:.3f}]"]) + " |")
 
 
+def frontier(arguments: argparse.Namespace) -> None:
+    """Print how far each arm lies from uniform weighting at the same drift, mean over its times, rates and seeds.
+
+    Uniform's own points of the same seed, through all times and rates, are joined by straight lines over the logarithm
+    of the drift; points of an arm outside of them, or below ``--least`` nats of drift, do not count.
+    """
+    own = {seed: _ordered(points) for (arm, seed), points in _by_seed(arguments.out).items() if arm == "uniform"}
+    print("| arm | seeds | points | DPO loss | helpful | honest | harmless | mean accuracy |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for arm in ARMS:
+        found = []
+        for (name, seed), points in _by_seed(arguments.out).items():
+            curve = own.get(seed)
+            if name == arm and curve is not None:
+                found += [
+                    (seed, point[1:] - [np.interp(point[0], curve[:, 0], column) for column in curve[:, 1:].T])
+                    for point in _ordered(points)
+                    if max(math.log(arguments.least), curve[0, 0]) <= point[0] <= curve[-1, 0]
+                ]
+        if found:
+            mean = np.mean([difference for _, difference in found], axis=0)
+            values = [f"{mean[0]:+.4f}", *(f"{value:+.3f}" for value in (*mean[1:], mean[1:].mean()))]
+            print("| " + " | ".join([arm, str(len({seed for seed, _ in found})), str(len(found)), *values]) + " |")
+
+
+def _by_seed(out: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for file in sorted(out.glob("*_*_*.json")):
+        cell = json.loads(file.read_text(encoding="utf-8"))
+        found.setdefault((cell["arm"], cell["seed"]), []).extend(point["scores"] for point in cell["points"])
+    return found
+
+
+def _ordered(points: list[dict[str, Any]]) -> np.ndarray:
+    """A row for every point by rising drift: its logarithm, the loss, the accuracy of each objective."""
+    rows = [
+        [
+            math.log(one["overall"]["measures"]["kl_policy_reference"]["value"]),
+            one["overall"]["measures"]["loss"]["value"],
+            *(one["objectives"][name]["measures"]["accuracy_reward"]["value"] for name in SOURCES),
+        ]
+        for one in points
+    ]
+    return np.array(sorted(rows))
+
+
 def plot(arguments: argparse.Namespace) -> None:
     """Draw validation loss and mean accuracy against drift, one curve per arm through all times and learning rates."""
     from plotly import graph_objects
@@ -257,9 +306,11 @@ def main() -> None:
     command.add_argument("--max-length", type=int, default=96)
     command.add_argument("--dtype", default="auto")
     command.set_defaults(function=run)
-    for name, function in (("table", table), ("plot", plot)):
+    for name, function in (("table", table), ("frontier", frontier), ("plot", plot)):
         command = commands.add_parser(name)
         command.add_argument("--out", type=Path, required=True, help="where the cells are")
+        if name == "frontier":
+            command.add_argument("--least", type=float, default=0.004, help="drift from which arms are compared")
         if name == "plot":
             command.add_argument("picture", type=Path, help="HTML file to write")
         command.set_defaults(function=function)

@@ -116,7 +116,19 @@ def test_differences_hold_the_reduction_of_drift_and_are_all_among_the_numbers()
     assert (row["arm minus plain"], row["drift reduction"]) == ("full", "+0.500 [0.500, 0.500]")
     columns = finding.columns
     told = zip(*(columns[name] for name in ("arm", "measure", "reference")), strict=True)
+    told = list(told)
     assert sum(reference == "plain" for _, _, reference in told) == 2 * 4
+    # What the others lack of the full method; plain LoRA has its own table.
+    table = dict(finding.page.tables)["Differences to full, paired"]
+    (row,) = [dict(zip(table.headings, row, strict=True)) for row in table.rows]
+    # 1 − 0.5 / 0.4
+    assert (row["arm minus full"], row["drift"], row["drift reduction"]) == (
+        "+ alignment",
+        "+0.100 [0.100, 0.100]",
+        "−0.250 [−0.250, −0.250]",
+    )
+    assert sum(reference == "full" for _, _, reference in told) == 4
+    assert any("drift is 11 % higher" in note for note in finding.page.notes)
 
 
 def test_guarded_alignments_are_compared_in_what_they_keep_too() -> None:

@@ -17,7 +17,9 @@ from loralign.data.driftcheck.storage import save_driftcheck
 from loralign.errors import ConfigError, DataError
 from loralign.experiments.cell import Cell, make_cell
 from loralign.experiments.measuring import Measures, measure_cell
+from loralign.experiments.own_text import OWN
 from loralign.experiments.store import CellStore, measure_place
+from loralign.files import write_json
 from loralign.runs.driftcheck_options import CheckOptions, CheckSubject
 from tests.evaluation.tasks.files import sst2_file
 from tests.models.tiny_models import write_adapter
@@ -161,3 +163,36 @@ def test_text_is_cut_at_the_length_that_the_recipe_trains_at(
     )
     measure_cell(CellStore(tmp_path / "store"), cell, asked)
     assert used == [length]
+
+
+def test_each_start_writes_its_own_text_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose cells share it; another start has another, and one that changed is another start."""
+    task = tmp_path / "task.jsonl"
+    task.write_text('{"prompt": "a", "completion": "b"}\n' * 4)
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    (other / "config.json").write_text((other / "config.json").read_text() + "\n")
+    (asked,) = Measures(language=(OWN,), language_samples=3).asked()
+    drawn: list[tuple[str | None, int]] = []
+    used: list[list[list[int]]] = []
+
+    def write(target: Path, samples: int, start: str | None, adapter: str | None, **options: Any) -> None:
+        drawn.append((start, samples))
+        write_json(target, {"ids": [[1, len(drawn)]] * samples})
+
+    monkeypatch.setattr("loralign.experiments.measuring.write_own_text", write)
+    monkeypatch.setattr(
+        "loralign.experiments.measuring.score_language",
+        lambda adapter, rows, *parts, **options: used.append([one.ids for one in rows]),
+    )
+    store = CellStore(tmp_path / "store")
+    for start, seed in ((model, 0), (model, 1), (other, 0)):
+        measure_cell(store, make_cell("adapt", {"model": str(start), "data": [str(task)]}, {}, seed, [asked]), asked)
+    assert drawn == [(str(model), 3), (str(other), 3)]
+    assert used == [[[1, 1]] * 3, [[1, 1]] * 3, [[1, 2]] * 3]
+
+
+def test_text_of_its_own_needs_no_file(tmp_path: Path) -> None:
+    Measures(language=(OWN,)).check()
+    with pytest.raises(DataError):
+        Measures(language=("elsewhere.jsonl",)).check()

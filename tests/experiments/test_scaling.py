@@ -439,7 +439,7 @@ def measured(model: Path, text: Path) -> tuple[float, float]:
     tokenizer = AutoTokenizer.from_pretrained(model)
     losses = []
     for line in text.read_text().splitlines():
-        ids = torch.tensor([[*tokenizer(json.loads(line)["text"])["input_ids"], tokenizer.eos_token_id]])
+        ids = torch.tensor([tokenizer(json.loads(line)["text"])["input_ids"]])
         with torch.no_grad():
             losses.append(float(loaded(input_ids=ids, labels=ids).loss))
     return loaded.num_parameters(), sum(losses) / len(losses)
@@ -447,6 +447,8 @@ def measured(model: Path, text: Path) -> tuple[float, float]:
 
 def test_faults_are_told_in_one_line(loralign: Any, adapting: list[str], text: Path) -> None:
     assert_refused(loralign("scaling", *adapting), "--pretraining_data", "general text")
+    beside = loralign("scaling", *adapting, "--pretraining_data", "own", text)
+    assert_refused(beside, "--pretraining_data", "own stands beside other text")
     words = ("scaling", *adapting, "--pretraining_data")
     assert_refused(loralign(*words, text, "--amounts", "0", "5"), "--amounts")
     assert_refused(loralign(*words, "nowhere.jsonl"), "nowhere.jsonl")

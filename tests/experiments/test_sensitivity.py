@@ -150,6 +150,14 @@ def test_more_samples_than_there_are_are_no_arm(loralign: Any, adapting: list[st
     assert not list((tmp_path / "out" / "cells").glob("*"))
 
 
+def test_prompts_that_cannot_be_asked_are_refused_before_a_subspace_is_estimated(
+    loralign: Any, adapting: list[str], tmp_path: Path
+) -> None:
+    words = ["sensitivity", *adapting, "--output", str(tmp_path / "out"), "--workers", "2"]
+    assert_refused(loralign(*words, "--driftcheck", str(tmp_path / "nowhere")), "nowhere")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command_adapts_every_setting_once(loralign: Any, adapting: list[str], tmp_path: Path) -> None:
     words = [
         *("sensitivity", *adapting, "--output", str(tmp_path / "out"), "--ranks", "2", "48", "--sketches", "64"),

@@ -60,6 +60,8 @@ def run_experiment(
         helpers.tell_ended()
 
     options = recipe.experiment.options(tell)
+    # Before a subspace is estimated and before other workers begin.
+    options.measures.check()
     helpers.start(recipe.experiment.workers, name, words)
     try:
         finding = act(recipe, options).told(recipe.words, recipe.base)

@@ -29,9 +29,12 @@ class ScalingArguments:
 
     pretraining_data: list[str] = field(
         default_factory=list,
-        metadata={"help": "Text that the models knew before; files, directories or hub names as for --data. Needed."},
+        metadata={
+            "help": "Text that the models knew before; files, directories or hub names as for --data, or own for what "
+            "each model samples itself. Needed."
+        },
     )
-    pretraining_samples: int = field(default=100, metadata={"help": "Most rows of it."})
+    pretraining_samples: int = field(default=100, metadata={"help": "Most rows of it, or texts sampled."})
     models: list[str] = field(
         default_factory=list, metadata={"help": "Models of several sizes; by default the recipe's own."}
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from pyarrow import ArrowException
 
 from loralign.data import tokenise_completions
 from loralign.data.completions import Completion
-from loralign.errors import StateError
+from loralign.errors import DataError, StateError
 from loralign.evaluation import completion_losses
 from loralign.evaluation.parquet import write_columns
 from loralign.models import inspect_adapter
@@ -59,9 +59,13 @@ def score_language(
 ) -> None:
     """Measure an adapter against its base, which the disabled adapter is, and write the table.
 
+    Of rows of ``text`` the tokens of the text alone count. In training such a row is closed by the end-of-text token,
+    but that a passage ends where it was cut says nothing of what was known of it, while fine-tuning on short answers
+    changes the odds of that one token more than those of all others.
+
     Args:
         adapter: a PEFT LoRA directory that names its base.
-        rows: of :func:`language_rows`.
+        rows: of :func:`language_rows`, or texts as token ids, which are taken as they are.
         target: the Parquet file, whole or not at all.
         max_length: tokens of a sample, beyond which it is cut off.
         dtype: of the base weights; by default their own.
@@ -71,7 +75,10 @@ def score_language(
     """
     opened = open_local(None, adapter, dtype or "auto")
     model = opened.model
-    completions: list[Completion] = tokenise_completions(rows, opened.tokenizer, max_length)
+    if isinstance(rows, list):
+        completions = [replace(one, ids=one.ids[:max_length]) for one in rows]
+    else:
+        completions = _as_written(rows, tokenise_completions(rows, opened.tokenizer, max_length), opened.tokenizer)
     pad = opened.tokenizer.pad_token_id
     with model.disable_adapter():
         before = completion_losses(model, completions, pad_id=pad)
@@ -80,6 +87,24 @@ def score_language(
     parameters = model.get_nb_trainable_parameters()[1] - inspect_adapter(adapter).parameters
     columns = (before.tolist(), after.tolist(), [float(parameters)] * len(completions))
     write_columns(target, dict(zip(COLUMNS, columns, strict=True)))
+
+
+def _as_written(rows: Any, completions: Sequence[Completion], tokenizer: Any) -> list[Completion]:
+    """Without the end-of-text token that texts are closed by, unless it stands in the text itself.
+
+    Raises:
+        DataError: nothing is left to predict.
+    """
+    end, found = tokenizer.eos_token, []
+    for one in completions:
+        text = rows[one.row].get("text")
+        added = isinstance(text, str) and not text.endswith(end) and one.ids[-1] == tokenizer.eos_token_id
+        kept = replace(one, ids=one.ids[:-1]) if added else one
+        if kept.response_length > 0:
+            found.append(kept)
+    if not found:
+        raise DataError("no text has a second token, which the first could predict", fix="give longer text")
+    return found
 
 
 def read_language(file: Path) -> LanguageLosses:

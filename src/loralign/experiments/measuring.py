@@ -17,6 +17,7 @@ from loralign.experiments.cell import Cell, recipe_of
 from loralign.experiments.contents import contents_digest, identity_digest
 from loralign.experiments.language import language_rows, score_language
 from loralign.experiments.measurement import Measurement, make_measurement
+from loralign.experiments.own_text import OWN, read_own_text, write_own_text
 from loralign.experiments.store import (
     CHECK_DIRECTORY,
     LANGUAGE_FILE,
@@ -45,7 +46,8 @@ class Measures:
         prompts: how many of its test part are asked.
         tasks: of lm-evaluation-harness, ``NAME`` or ``NAME=PATH``.
         task_limit: most documents of each task.
-        language: text that the start knew, whose loss is taken before and after.
+        language: text that the start knew, whose loss is taken before and after; ``own`` alone for what each start
+            samples itself.
         language_samples: most rows of it.
     """
 
@@ -75,7 +77,7 @@ class Measures:
         """
         if self.driftcheck is not None:
             _check_prompts(self.driftcheck, CheckOptions(prompts=self.prompts).chosen(load_driftcheck(self.driftcheck)))
-        if self.language:
+        if self.language and self.language != (OWN,):
             language_rows(self.language, self.language_samples)
         if self.tasks:
             task_specs(self.tasks)
@@ -86,7 +88,9 @@ class Measures:
         if self.driftcheck is not None:
             found.append(make_measurement("driftcheck", {"set": self.driftcheck, "prompts": self.prompts}))
         if self.language:
-            found.append(make_measurement("language", {"text": list(self.language), "samples": self.language_samples}))
+            # Measurements from before texts were left unclosed are not of the same tokens.
+            settings = {"text": list(self.language), "samples": self.language_samples, "closed": False}
+            found.append(make_measurement("language", settings))
         found += [make_measurement("task", {"task": task, "limit": self.task_limit}) for task in self.tasks]
         return tuple(found)
 
@@ -136,7 +140,11 @@ def measure_cell(store: CellStore, cell: Cell, one: Measurement) -> None:
         # So that a cell can be read without its start.
         shutil.copytree(before, check / BASELINE, dirs_exist_ok=True)
     elif one.kind == "language" and not (place / LANGUAGE_FILE).is_file():
-        rows = language_rows(one.settings["text"], one.settings["samples"])
+        sources, samples = one.settings["text"], one.settings["samples"]
+        if sources == [OWN]:
+            rows = read_own_text(_own_text(store.directory, _start(cell), samples, dtype))
+        else:
+            rows = language_rows(sources, samples)
         # Settings hold what differs from the command's defaults, the recipe all.
         length = recipe_of(cell, str(adapter.parent)).training.max_length
         score_language(adapter, rows, place / LANGUAGE_FILE, max_length=length, dtype=dtype)
@@ -166,4 +174,19 @@ def _start_check(store: Path, start: CheckSubject, prompts: str, options: CheckO
     with FileLock(place.with_suffix(".lock")):
         if not is_run(place):
             check_drift(start, prompts, place, options)
+    return place
+
+
+def _own_text(store: Path, start: CheckSubject, samples: int, dtype: DtypeName) -> Path:
+    """The text that the start samples, drawn by whoever comes first."""
+    identity = {
+        "start": [start.model, start.adapter, start.revision, dtype],
+        "contents": [contents_digest(place or "") for place in (start.model, start.adapter)],
+        "samples": samples,
+    }
+    place = store / STARTS / f"text-{identity_digest(identity)[:16]}.json"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(place.with_suffix(".lock")):
+        if not place.is_file():
+            write_own_text(place, samples, start.model, start.adapter, revision=start.revision, dtype=dtype)
     return place

@@ -18,6 +18,7 @@ from loralign.experiments.experiment import Arm, ArmResult, ExperimentOptions, r
 from loralign.experiments.forgetting_intervals import RESAMPLES, LawEstimate, estimate_law
 from loralign.experiments.forgetting_law import ForgettingRun, check_counts
 from loralign.experiments.language import read_language
+from loralign.experiments.own_text import OWN
 from loralign.experiments.seed_means import estimate
 from loralign.experiments.store import LANGUAGE_FILE, CellRecord
 from loralign.experiments.subspaces import SubspaceSpec, estimated
@@ -36,7 +37,8 @@ class ScalingPlan:
     """What is varied, and what forgetting is measured on.
 
     Attributes:
-        text: that the start knew before it was adapted, as :func:`~loralign.data.load_task` takes it.
+        text: that the start knew before it was adapted, as :func:`~loralign.data.load_task` takes it; ``own`` alone
+            for what each start samples itself.
         amounts: optimiser steps, a run of its own each, with its own learning rate schedule.
         models: of several sizes; the recipe's own by default.
         samples: most rows of the text.
@@ -52,7 +54,12 @@ class ScalingPlan:
             raise ConfigError(
                 "there is no text to measure forgetting on",
                 place="--pretraining_data",
-                fix="name files of general text, or of conversations, that the models knew before and --data is not of",
+                fix="name files of general text, or of conversations, that the models knew before and --data is not "
+                f"of, or {OWN} for what each model samples itself",
+            )
+        if OWN in self.text and len(self.text) > 1:
+            raise ConfigError(
+                f"{OWN} stands beside other text", place="--pretraining_data", fix=f"give {OWN} alone, or files"
             )
         if min(self.amounts, default=0) < 1 or len(set(self.amounts)) < len(self.amounts):
             raise ConfigError(
