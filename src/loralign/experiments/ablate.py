@@ -70,7 +70,7 @@ def ablate(
             base = {**base, "guard": str(estimated(SubspaceSpec.of(base), options.output))}
     known = align_arms(base) if command == "align" else guard_arms(base)
     results = run_arms(f"ablate-{command}", command, base, chosen(known, arms), options)
-    return side_by_side(f"ablate {command}", command, results)
+    return side_by_side(f"ablate {'align' if command == 'align' else 'guard'}", command, results)
 
 
 def side_by_side(title: str, command: Command, results: Sequence[ArmResult]) -> Finding:

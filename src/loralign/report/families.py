@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from loralign.report.format import significant
 from loralign.report.theme import Chart, Table, colour, label, style, symbol
-from loralign.report.trade import Axis, Interval, TradePoint
+from loralign.report.trade import Axis, Interval, TradePoint, spread
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,12 @@ def families_chart(
     for mark in marks:
         figure.add_vline(x=mark, line={"color": "var(--mark)", "dash": "dot", "width": 1.5})
     style(figure, height=420)
-    figure.update_xaxes(title=label(across.title, 60), **({} if not across.higher else {"autorange": "reversed"}))
+    shown = [point.across for family in families for point in family.points]
+    figure.update_xaxes(
+        title=label(across.title, 60),
+        **(spread(shown) if shown else {}),
+        **({} if not across.higher else {"autorange": "reversed"}),
+    )
     figure.update_yaxes(title=label(up.title, 60), **({} if up.higher else {"autorange": "reversed"}))
     rows = tuple(
         (point.name, family.name, _text(point.across), _text(point.up))

@@ -10,8 +10,12 @@ import plotly.graph_objects as go
 from loralign.report.format import significant
 from loralign.report.runs.pareto import front
 from loralign.report.theme import Chart, Table, colour, label, style, symbol
+from loralign.report.timeline import logarithmic
 
 Interval = tuple[float, float, float]
+
+_WIDE = 10.0
+"""From such a ratio of the largest to the least value on, an axis is logarithmic."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def trade_chart(points: Sequence[TradePoint], across: Axis, up: Axis, *, key: st
             hoverinfo="text",
         )
     style(figure, height=420)
-    figure.update_xaxes(title=label(across.title, 60))
+    figure.update_xaxes(title=label(across.title, 60), **spread([point.across for point in points]))
     figure.update_yaxes(title=label(up.title, 60), **({} if up.higher else {"autorange": "reversed"}))
     rows = tuple(
         (point.name, _text(point.across), _text(point.up), "yes" if index in edge else "no")
@@ -92,6 +96,17 @@ def trade_chart(points: Sequence[TradePoint], across: Axis, up: Axis, *, key: st
         figure=figure,
         table=Table(("arm", across.title, up.title, "on the front"), rows),
     )
+
+
+def spread(values: Sequence[Interval]) -> dict[str, object]:
+    """Settings of an axis: logarithmic where one arm would press all others against its end, as drift without a guard.
+
+    Intervals that reach zero have no place on such an axis.
+    """
+    if min(low for _, low, _ in values) <= 0:
+        return {}
+    found = [value for value, _, _ in values]
+    return logarithmic(found) if max(found) > _WIDE * min(found) else {}
 
 
 def _text(value: Interval) -> str:
