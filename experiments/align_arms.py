@@ -169,7 +169,7 @@ def table(arguments: argparse.Namespace) -> None:
     """Print a Markdown table: one line per arm, learning rate and time, means over seeds."""
     print("| arm | learning rate | step | seeds | helpful | honest | harmless | worst | DPO loss | KL(π‖ref) |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for (arm, rate, step), cells in sorted(_by_point(arguments.out).items(), key=_order):
+    for (arm, rate, step), cells in sorted(_by_point(arguments).items(), key=_order):
         objectives = {name: [cell["objectives"][name]["measures"] for cell in cells] for name in SOURCES}
         means = {name: _mean(rows, "accuracy_reward") for name, rows in objectives.items()}
         columns = [f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in means.values()]
@@ -184,31 +184,44 @@ def frontier(arguments: argparse.Namespace) -> None:
     """Print how far each arm lies from uniform weighting at the same drift, mean over its times, rates and seeds.
 
     Uniform's own points of the same seed, through all times and rates, are joined by straight lines over the logarithm
-    of the drift; points of an arm outside of them, or below ``--least`` nats of drift, do not count.
+    of the drift. Points of an arm with more drift than any of them are left out and counted, those with less than
+    ``--least`` nats left out. Uniform's own need not lie on a curve: its row says how far each is from the line of its neighbours.
     """
-    own = {seed: _ordered(points) for (arm, seed), points in _by_seed(arguments.out).items() if arm == "uniform"}
-    print("| arm | seeds | points | DPO loss | helpful | honest | harmless | mean accuracy |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    own = {seed: _ordered(points) for (arm, seed), points in _by_seed(arguments).items() if arm == "uniform"}
+    head = ("arm", "seeds", "points (beyond)", "DPO loss (range)", *SOURCES, "mean accuracy")
+    print("| " + " | ".join(head) + " |\n|" + " --- |" * len(head))
     for arm in ARMS:
-        found = []
-        for (name, seed), points in _by_seed(arguments.out).items():
-            curve = own.get(seed)
-            if name == arm and curve is not None:
-                found += [
-                    (seed, point[1:] - [np.interp(point[0], curve[:, 0], column) for column in curve[:, 1:].T])
-                    for point in _ordered(points)
-                    if max(math.log(arguments.least), curve[0, 0]) <= point[0] <= curve[-1, 0]
-                ]
+        found, beyond = [], 0
+        for (name, seed), points in _by_seed(arguments).items():
+            if name != arm or seed not in own:
+                continue
+            curve = own[seed]
+            for number, point in enumerate(_ordered(points)):
+                others = np.delete(curve, number, axis=0) if arm == "uniform" else curve
+                if math.exp(point[0]) < arguments.least:
+                    continue
+                if not others[0, 0] <= point[0] <= others[-1, 0]:
+                    beyond += 1
+                    continue
+                line = [np.interp(point[0], others[:, 0], column) for column in others[:, 1:].T]
+                found.append((seed, point[1:] - line))
         if found:
-            mean = np.mean([difference for _, difference in found], axis=0)
-            values = [f"{mean[0]:+.4f}", *(f"{value:+.3f}" for value in (*mean[1:], mean[1:].mean()))]
-            print("| " + " | ".join([arm, str(len({seed for seed, _ in found})), str(len(found)), *values]) + " |")
+            rows = np.array([difference for _, difference in found])
+            mean = rows.mean(axis=0)
+            spread = f"{mean[0]:+.4f} ({rows[:, 0].min():+.3f} to {rows[:, 0].max():+.3f})"
+            values = [spread, *(f"{value:+.3f}" for value in (*mean[1:], mean[1:].mean()))]
+            seeds = len({seed for seed, _ in found})
+            print("| " + " | ".join([arm, str(seeds), f"{len(rows)} ({beyond})", *values]) + " |")
 
 
-def _by_seed(out: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:
+def _cells(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    cells = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(arguments.out.glob("*_*_*.json"))]
+    return [cell for cell in cells if arguments.seeds is None or cell["seed"] in arguments.seeds]
+
+
+def _by_seed(arguments: argparse.Namespace) -> dict[tuple[str, int], list[dict[str, Any]]]:
     found: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for file in sorted(out.glob("*_*_*.json")):
-        cell = json.loads(file.read_text(encoding="utf-8"))
+    for cell in _cells(arguments):
         found.setdefault((cell["arm"], cell["seed"]), []).extend(point["scores"] for point in cell["points"])
     return found
 
@@ -235,7 +248,7 @@ def plot(arguments: argparse.Namespace) -> None:
     figure = make_subplots(rows=1, cols=2, subplot_titles=titles)
     colours = ("#555555", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#BCBD22")
     colours += ("#7F7F7F", "#17BECF", "#A55194", "#637939")
-    points = _by_point(arguments.out)
+    points = _by_point(arguments)
     for arm, colour in zip(ARMS, colours, strict=True):
         curve = []
         for (name, rate, step), cells in points.items():
@@ -268,10 +281,9 @@ def plot(arguments: argparse.Namespace) -> None:
     figure.write_html(arguments.picture, include_plotlyjs=True, config={"displayModeBar": False})
 
 
-def _by_point(out: Path) -> dict[tuple[str, float, int], list[dict[str, Any]]]:
+def _by_point(arguments: argparse.Namespace) -> dict[tuple[str, float, int], list[dict[str, Any]]]:
     points: dict[tuple[str, float, int], list[dict[str, Any]]] = {}
-    for file in sorted(out.glob("*_*_*.json")):
-        cell = json.loads(file.read_text(encoding="utf-8"))
+    for cell in _cells(arguments):
         for point in cell["points"]:
             points.setdefault((cell["arm"], cell["learning_rate"], point["step"]), []).append(point["scores"])
     return points
@@ -309,6 +321,7 @@ def main() -> None:
     for name, function in (("table", table), ("frontier", frontier), ("plot", plot)):
         command = commands.add_parser(name)
         command.add_argument("--out", type=Path, required=True, help="where the cells are")
+        command.add_argument("--seeds", nargs="+", type=int, help="these alone; all by default")
         if name == "frontier":
             command.add_argument("--least", type=float, default=0.004, help="drift from which arms are compared")
         if name == "plot":

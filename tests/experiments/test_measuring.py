@@ -178,7 +178,7 @@ def test_each_start_writes_its_own_text_once(model: Path, tmp_path: Path, monkey
 
     def write(target: Path, samples: int, start: str | None, adapter: str | None, **options: Any) -> None:
         drawn.append((start, samples))
-        write_json(target, {"ids": [[1, len(drawn)]] * samples})
+        write_json(target, {"ids": [[len(drawn)] * 97] * samples})
 
     monkeypatch.setattr("loralign.experiments.measuring.write_own_text", write)
     monkeypatch.setattr(
@@ -189,7 +189,7 @@ def test_each_start_writes_its_own_text_once(model: Path, tmp_path: Path, monkey
     for start, seed in ((model, 0), (model, 1), (other, 0)):
         measure_cell(store, make_cell("adapt", {"model": str(start), "data": [str(task)]}, {}, seed, [asked]), asked)
     assert drawn == [(str(model), 3), (str(other), 3)]
-    assert used == [[[1, 1]] * 3, [[1, 1]] * 3, [[1, 2]] * 3]
+    assert used == [[[1] * 97] * 3, [[1] * 97] * 3, [[2] * 97] * 3]
 
 
 def test_text_of_its_own_needs_no_file(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,48 @@ def test_texts_are_drawn_from_the_start_by_their_seed(start: Path, tmp_path: Pat
     # Of a tokenizer without a token that begins a text, each starts with the one that ends it, which does not count.
     assert {ids[0] for ids in drawn["a"]} == {2}
     assert all(one.prompt_length == 1 for one in read_own_text(tmp_path / "a"))
-    ends = [ids.index(2, 1) if 2 in ids[1:] else 96 for ids in drawn["a"]]
-    assert [len(ids) - 1 for ids in drawn["a"]] == ends
+    assert {len(ids) for ids in drawn["a"]} == {97}
+
+
+def test_a_model_that_only_learns_to_be_brief_does_not_seem_to_gain(tmp_path: Path) -> None:
+    """Texts that stop where they end would say so: the short ones become likelier, and each would count alike."""
+    brief = write_model(tmp_path / "start")
+    adapter = briefer(brief, tmp_path / "adapter")
+    write_own_text(tmp_path / "own.json", 64, str(brief), seed=1)
+    own = read_own_text(tmp_path / "own.json")
+    ends = [one.ids.index(2, 1) if 2 in one.ids[1:] else 96 for one in own]
+    assert min(ends) < 12
+    stopping = [replace(one, ids=one.ids[: end + 1]) for one, end in zip(own, ends, strict=True)]
+    assert rise(adapter, stopping, tmp_path) < 0
+    assert rise(adapter, own, tmp_path) > 0
+
+
+def briefer(start: Path, target: Path) -> Path:
+    """A start that ends one text in forty at every token, and an adapter that makes it one in twenty."""
+    model = AutoModelForCausalLM.from_pretrained(start)
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    size = len(tokenizer)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        # Every hidden state is the first unit vector, of which the head makes the odds.
+        model.get_input_embeddings().weight[:, 0] = 1
+        model.model.norm.weight[0] = 1
+        state = model.model(torch.tensor([[1, 2]])).last_hidden_state[0, 0, 0]
+        model.lm_head.weight[2, 0] = math.log((size - 1) / 39) / state
+    model.save_pretrained(start)
+    config = LoraConfig(r=1, target_modules=["lm_head"], task_type="CAUSAL_LM", lora_alpha=1)
+    tuned = get_peft_model(model, config)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_" in name:
+                parameter.zero_()
+        layer = tuned.base_model.model.lm_head
+        layer.lora_A["default"].weight[0, 0] = 1
+        layer.lora_B["default"].weight[2, 0] = (math.log((size - 1) / 19) - math.log((size - 1) / 39)) / state
+    tuned.save_pretrained(target, save_embedding_layers=False)
+    tokenizer.save_pretrained(target)
+    return target
 
 
 def test_a_change_makes_a_model_worse_at_what_it_wrote_itself(start: Path, tmp_path: Path) -> None:
@@ -69,7 +110,7 @@ def test_texts_are_cut_at_the_length_that_is_asked_for(start: Path, tmp_path: Pa
     assert read_language(tmp_path / "a") == read_language(tmp_path / "b")
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"ids": [["a"]]}', '{"ids": 3}'])
+@pytest.mark.parametrize("content", ["", "{}", '{"ids": [["a"]]}', '{"ids": 3}', '{"ids": []}', '{"ids": [[1, 2]]}'])
 def test_damaged_texts_are_told(tmp_path: Path, content: str) -> None:
     (tmp_path / "own.json").write_text(content)
     with pytest.raises(StateError, match="drawn again"):

@@ -104,6 +104,9 @@ def test_the_ratio_of_a_is_that_of_the_runs(tmp_path: Path) -> None:
     assert shared.low <= 0.5 + 1e-6
     assert shared.high < 0.6
     finding = scaling_finding(results(found), found, fits)
+    assert not any("samples itself" in note for note in finding.page.notes)
+    own = scaling_finding(results(found), found, fits, own=True).page.notes
+    assert any("samples itself, 96 tokens a sample" in note for note in own)
     assert "their A is 0.500 [" in finding.page.headline
     assert "nothing is settled" not in finding.page.headline
     (chart,) = finding.page.charts
@@ -445,10 +448,15 @@ def measured(model: Path, text: Path) -> tuple[float, float]:
     return loaded.num_parameters(), sum(losses) / len(losses)
 
 
-def test_faults_are_told_in_one_line(loralign: Any, adapting: list[str], text: Path) -> None:
+def test_faults_are_told_in_one_line(
+    loralign: Any, adapting: list[str], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert_refused(loralign("scaling", *adapting), "--pretraining_data", "general text")
     beside = loralign("scaling", *adapting, "--pretraining_data", "own", text)
     assert_refused(beside, "--pretraining_data", "own stands beside other text")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    assert_refused(loralign("scaling", *adapting, "--pretraining_data", "own"), "write ./own for it")
     words = ("scaling", *adapting, "--pretraining_data")
     assert_refused(loralign(*words, text, "--amounts", "0", "5"), "--amounts")
     assert_refused(loralign(*words, "nowhere.jsonl"), "nowhere.jsonl")

@@ -88,7 +88,8 @@ def side_by_side(title: str, command: Command, results: Sequence[ArmResult]) -> 
     reduced = any(one.measure == REDUCTION for one in differences)
     _add_differences(tables, differences, reference)
     # What is left when a term is removed, beside what it added when the ladder was climbed.
-    removed = difference_scores([one for one in results if one.arm.name != reference], _WHOLE)
+    others = [one for one in results if one.arm.name != reference]
+    removed = difference_scores(others, _WHOLE)
     _add_differences(tables, removed, _WHOLE)
     stopped = stoppings(results, reference) if command == "adapt" else []
     early = stopped_table(stopped)
@@ -104,6 +105,7 @@ def side_by_side(title: str, command: Command, results: Sequence[ArmResult]) -> 
         notes=[
             *failure_notes(results),
             *lacking_notes(results, reference),
+            *lacking_notes(others, _WHOLE),
             LEGEND,
             *([_REDUCTION.format(reference=reference, gain=_GAIN[command])] if reduced else []),
             *([_REMOVED] if removed else []),

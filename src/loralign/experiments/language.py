@@ -76,7 +76,7 @@ def score_language(
     opened = open_local(None, adapter, dtype or "auto")
     model = opened.model
     if isinstance(rows, list):
-        completions = [replace(one, ids=one.ids[:max_length]) for one in rows]
+        completions = _lasting([replace(one, ids=one.ids[:max_length]) for one in rows])
     else:
         completions = _as_written(rows, tokenise_completions(rows, opened.tokenizer, max_length), opened.tokenizer)
     pad = opened.tokenizer.pad_token_id
@@ -90,20 +90,26 @@ def score_language(
 
 
 def _as_written(rows: Any, completions: Sequence[Completion], tokenizer: Any) -> list[Completion]:
-    """Without the end-of-text token that texts are closed by, unless it stands in the text itself.
-
-    Raises:
-        DataError: nothing is left to predict.
-    """
-    end, found = tokenizer.eos_token, []
+    """Without the end-of-text token that texts are closed by, unless it stands in the text itself."""
+    end, found = tokenizer.eos_token, list[Completion]()
     for one in completions:
         text = rows[one.row].get("text")
         added = isinstance(text, str) and not text.endswith(end) and one.ids[-1] == tokenizer.eos_token_id
-        kept = replace(one, ids=one.ids[:-1]) if added else one
-        if kept.response_length > 0:
-            found.append(kept)
+        found.append(replace(one, ids=one.ids[:-1]) if added else one)
+    return _lasting(found)
+
+
+def _lasting(completions: Sequence[Completion]) -> list[Completion]:
+    """Those with something to predict.
+
+    Raises:
+        DataError: there are none.
+    """
+    found = [one for one in completions if one.response_length > 0]
     if not found:
-        raise DataError("no text has a second token, which the first could predict", fix="give longer text")
+        raise DataError(
+            "no text has a second token, which the first could predict", fix="give longer text, or raise --max_length"
+        )
     return found
 
 

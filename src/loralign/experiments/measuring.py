@@ -7,9 +7,11 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
+from loralign import __version__
 from loralign.data.alignment import LABELS
 from loralign.data.driftcheck import DriftPrompt, load_driftcheck
 from loralign.errors import ConfigError, DataError
@@ -17,7 +19,7 @@ from loralign.experiments.cell import Cell, recipe_of
 from loralign.experiments.contents import contents_digest, identity_digest
 from loralign.experiments.language import language_rows, score_language
 from loralign.experiments.measurement import Measurement, make_measurement
-from loralign.experiments.own_text import OWN, read_own_text, write_own_text
+from loralign.experiments.own_text import OWN, OWN_TOKENS, read_own_text, write_own_text
 from loralign.experiments.store import (
     CHECK_DIRECTORY,
     LANGUAGE_FILE,
@@ -89,7 +91,9 @@ class Measures:
             found.append(make_measurement("driftcheck", {"set": self.driftcheck, "prompts": self.prompts}))
         if self.language:
             # Measurements from before texts were left unclosed are not of the same tokens.
-            settings = {"text": list(self.language), "samples": self.language_samples, "closed": False}
+            settings: dict[str, Any] = {"text": list(self.language), "samples": self.language_samples, "closed": False}
+            if self.language == (OWN,):
+                settings["tokens"] = OWN_TOKENS
             found.append(make_measurement("language", settings))
         found += [make_measurement("task", {"task": task, "limit": self.task_limit}) for task in self.tasks]
         return tuple(found)
@@ -183,6 +187,8 @@ def _own_text(store: Path, start: CheckSubject, samples: int, dtype: DtypeName) 
         "start": [start.model, start.adapter, start.revision, dtype],
         "contents": [contents_digest(place or "") for place in (start.model, start.adapter)],
         "samples": samples,
+        "tokens": OWN_TOKENS,
+        "version": __version__,
     }
     place = store / STARTS / f"text-{identity_digest(identity)[:16]}.json"
     place.parent.mkdir(parents=True, exist_ok=True)

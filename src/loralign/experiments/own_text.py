@@ -18,8 +18,9 @@ from loralign.runs.opening import open_local
 
 OWN = "own"
 """In place of a file: what the start of each run samples."""
-_TOKENS = 96
+OWN_TOKENS = 96
 _TOGETHER = 32
+_AGAIN = "remove it, and it is drawn again"
 
 
 def write_own_text(
@@ -34,9 +35,11 @@ def write_own_text(
 ) -> None:
     """Sample texts from a model, which nobody knows better, and keep their token ids as JSON, whole or not at all.
 
-    Each begins where a document does, is drawn from the whole distribution and ends with an end-of-text token or after
-    96 tokens. So the mean over texts of the rise of their summed loss estimates KL(start‖now) of unconditional text,
-    which no training can make negative; token ids are kept, since decoded text may be tokenised otherwise.
+    Each is 96 tokens drawn one after the other from the whole distribution, after the token that the tokenizer begins
+    with (of a chat model that may be the one that opens a turn) and beyond any that ends a text. So the mean rise of
+    their loss per token estimates KL(start‖now) / 96 of what the start would write there, which no training can make
+    negative. Were a text to stop where it ends, short ones would weigh more than their tokens, and a model that learns
+    to be brief would seem to gain. Token ids are kept, since decoded text may be tokenised otherwise.
 
     Args:
         target: the file.
@@ -64,26 +67,30 @@ def write_own_text(
                 local.model,
                 [beginning] * len(rows),
                 rows,
-                max_length=1 + _TOKENS,
-                max_new_tokens=_TOKENS,
+                max_length=1 + OWN_TOKENS,
+                max_new_tokens=OWN_TOKENS,
                 pad_id=beginning.ids[0] if pad is None else pad,
                 seed=seed,
+                endless=True,
             )
             bar.update(len(rows))
     write_json(target, {"ids": [one.ids for one in drawn]})
 
 
 def read_own_text(file: Path) -> list[Completion]:
-    """Texts of :func:`write_own_text`; all but their first token count.
+    """Texts of :func:`write_own_text`, all of one length; all but their first token count.
 
     Raises:
         StateError: the file is damaged.
     """
     try:
         texts = json.loads(file.read_text(encoding="utf-8"))["ids"]
-        return [Completion([int(token) for token in ids], 1, row=row) for row, ids in enumerate(texts)]
+        found = [Completion([int(token) for token in ids], 1, row=row) for row, ids in enumerate(texts)]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise StateError(f"cannot be read: {error}", place=str(file), fix="remove it, and it is drawn again") from error
+        raise StateError(f"cannot be read: {error}", place=str(file), fix=_AGAIN) from error
+    if not found or {len(one.ids) for one in found} != {1 + OWN_TOKENS}:
+        raise StateError(f"does not hold texts of {1 + OWN_TOKENS} tokens", place=str(file), fix=_AGAIN)
+    return found
 
 
 def _beginning(tokenizer: Any, name: str) -> int:

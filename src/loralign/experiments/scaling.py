@@ -57,6 +57,10 @@ class ScalingPlan:
                 fix="name files of general text, or of conversations, that the models knew before and --data is not "
                 f"of, or {OWN} for what each model samples itself",
             )
+        if OWN in self.text and exists(OWN):
+            raise ConfigError(
+                f"{OWN} is a place here too", place="--pretraining_data", fix=f"write ./{OWN} for it, or rename it"
+            )
         if OWN in self.text and len(self.text) > 1:
             raise ConfigError(
                 f"{OWN} stands beside other text", place="--pretraining_data", fix=f"give {OWN} alone, or files"

@@ -24,6 +24,7 @@ from loralign.experiments.finding import (
 from loralign.experiments.forgetting_intervals import LawEstimate, Parameter, forgetting_name, ratio_name
 from loralign.experiments.forgetting_law import ALPHA_BOUNDS, BETA_BOUNDS
 from loralign.experiments.outcomes import LEGEND
+from loralign.experiments.own_text import OWN, OWN_TOKENS
 from loralign.experiments.scaling import (
     GUARDED,
     PLAIN,
@@ -67,6 +68,10 @@ _TOKENIZERS = (
     "{fault}: a token is not the same share of the text for each, so that nats per token of one model cannot be set "
     "against those of another, and α holds that difference too."
 )
+_OWN_TEXT = (
+    f"The text is what each start samples itself, {OWN_TOKENS} tokens a sample: the rise of the loss on it estimates "
+    "KL(start‖now) per token. Models have texts of their own, so that α holds that difference too."
+)
 _TWO_AMOUNTS = "With two amounts E cannot be told from A and is taken as 0."
 _LARGEST_WARMUP = 0.25
 """Share of the shortest runs' steps."""
@@ -84,11 +89,19 @@ def scaling(base: CellSettings, options: ExperimentOptions, plan: ScalingPlan) -
         LoralignError: any fault of recipe, text, models or plan; every cell failed.
     """
     results, cells = run_scaling(base, options, plan)
-    return scaling_finding(results, cells, fit_scaling(cells))
+    return scaling_finding(results, cells, fit_scaling(cells), own=plan.text == (OWN,))
 
 
-def scaling_finding(results: Sequence[ArmResult], cells: Sequence[ScalingCell], fits: ScalingFits) -> Finding:
+def scaling_finding(
+    results: Sequence[ArmResult], cells: Sequence[ScalingCell], fits: ScalingFits, *, own: bool = False
+) -> Finding:
     """Parameters, quality of the fits, runs with residuals, and arms by all measures.
+
+    Args:
+        results: of all arms.
+        cells: those that have finished.
+        fits: of the law to them.
+        own: the text is what each start sampled itself.
 
     Raises:
         ConfigError: no cell finished.
@@ -107,7 +120,14 @@ def scaling_finding(results: Sequence[ArmResult], cells: Sequence[ScalingCell], 
         facts=run_facts(results),
         tables=tables,
         charts=[] if chart is None else [chart],
-        notes=[*failure_notes(results), *_remarks(cells, fits), _LAW, *([_INTERVALS] if fits.known else []), LEGEND],
+        notes=[
+            *failure_notes(results),
+            *_remarks(cells, fits),
+            *([_OWN_TEXT] if own else []),
+            _LAW,
+            *([_INTERVALS] if fits.known else []),
+            LEGEND,
+        ],
     )
     return Finding(page, _columns(scores, cells, fits))
 

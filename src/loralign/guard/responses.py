@@ -58,6 +58,7 @@ def sample_responses(
     max_new_tokens: int,
     pad_id: int,
     seed: int,
+    endless: bool = False,
 ) -> list[Completion]:
     """The same prompts with responses drawn from the model at temperature 1.
 
@@ -72,6 +73,7 @@ def sample_responses(
         max_new_tokens: most tokens of a response; it ends before that with an end-of-text token.
         pad_id: token id to pad with.
         seed: of all streams.
+        endless: go on after an end-of-text token, so that all responses are as long as they may be.
     """
     device = model.get_input_embeddings().weight.device
     prompts = [completion.ids[: completion.prompt_length] for completion in completions]
@@ -80,7 +82,7 @@ def sample_responses(
     width = max(map(len, prompts))
     ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    ends = _end_tokens(model)
+    ends = set() if endless else _end_tokens(model)
     drawn: list[list[int]] = [[] for _ in prompts]
     open_rows = set(range(len(prompts)))
     cache: Any = None
