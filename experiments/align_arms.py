@@ -185,7 +185,8 @@ def frontier(arguments: argparse.Namespace) -> None:
 
     Uniform's own points of the same seed, through all times and rates, are joined by straight lines over the logarithm
     of the drift. Points of an arm with more drift than any of them are left out and counted, those with less than
-    ``--least`` nats left out. Uniform's own need not lie on a curve: its row says how far each is from the line of its neighbours.
+    ``--least`` nats left out. Uniform's own need not lie on a curve: its row says how far each is from the line of its
+    neighbours.
     """
     own = {seed: _ordered(points) for (arm, seed), points in _by_seed(arguments).items() if arm == "uniform"}
     head = ("arm", "seeds", "points (beyond)", "DPO loss (range)", *SOURCES, "mean accuracy")

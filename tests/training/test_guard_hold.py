@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -85,3 +86,31 @@ def test_an_explicit_step_is_a_tenth_of_its_factor_at_most() -> None:
             was, now = getattr(one, name).detach(), getattr(other, name).detach()
             assert float((now - was).norm()) <= 0.1 * float(was.norm()) * (1 + 1e-6)
     assert [canonical_name(layer.name) for layer in after] == [canonical_name(layer.name) for layer in before]
+
+
+@pytest.mark.parametrize("scale", ["model", "layer"])
+def test_layers_count_by_their_eigenvalues_or_all_alike(scale: str) -> None:
+    """The alignment term against Σ tr(ΔWᵀ U Λ Uᵀ ΔW) of dense matrices, also of a subspace that is estimated again."""
+    layers = lora_layers(trained())
+    first = held()
+    factors = {name: 10.0**number for number, name in enumerate(first.layers)}
+    second = AlignmentSubspace(
+        {
+            name: replace(layer, eigenvalues=layer.eigenvalues * factors[name], trace=layer.trace * factors[name])
+            for name, layer in first.layers.items()
+        },
+        first.info,
+    )
+    hold = SubspaceHold(layers, first, GuardConfig(eigenvalue_scale=scale))
+    for subspace in (first, second):
+        hold.replace(subspace)
+        assert hold.subspace is subspace
+        wanted = 0.0
+        for layer in layers:
+            space = subspace.layers[canonical_name(layer.name)]
+            update = (layer.scaling * layer.B.double() @ layer.A.double()).detach()
+            top = subspace.scale if scale == "model" else float(space.eigenvalues[0])
+            inside = space.basis.double().mT @ update
+            wanted += float((space.eigenvalues.double()[:, None] / top * inside**2).sum())
+        found = hold.penalty.evaluate(PenaltyWeights(1.0, 0.0, 0.0)).alignment
+        assert float(found) == pytest.approx(wanted, rel=1e-6)

@@ -48,6 +48,16 @@ class AlignmentSubspace:
         """Mean over layers of the largest eigenvalue; eigenvalues divided by it mean the same on every model."""
         return math.fsum(float(layer.eigenvalues[0]) for layer in self.layers.values() if layer.rank) / len(self.layers)
 
+    def levelled(self) -> AlignmentSubspace:
+        """The same directions with every layer's eigenvalues divided by its own largest, so that layers count alike."""
+        layers = {}
+        for name, layer in self.layers.items():
+            top = float(layer.eigenvalues[0]) if layer.rank else 0.0
+            layers[name] = (
+                replace(layer, eigenvalues=layer.eigenvalues / top, trace=layer.trace / top) if top > 0 else layer
+            )
+        return AlignmentSubspace(layers, self.info)
+
     def energy_curve(self, layer: str) -> Tensor:
         """Energy captured by the first 1, 2, … ``q`` directions of a layer, ``(q,)`` float64.
 

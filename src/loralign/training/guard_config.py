@@ -15,6 +15,7 @@ from loralign.training.options import option
 
 Mode = Literal["penalty", "project", "measure"]
 Placement = Literal["loss", "decoupled"]
+EigenvalueScale = Literal["model", "layer"]
 
 
 @dataclass
@@ -42,6 +43,13 @@ class GuardConfig:
     guard_projection: Projection = field(
         default="hard",
         metadata={"help": "hard: every retained direction counts whole; soft: by its share of Fisher energy."},
+    )
+    eigenvalue_scale: EigenvalueScale = field(
+        default="model",
+        metadata={
+            "help": "What the alignment term divides eigenvalues by: model, the mean over layers of the largest, so "
+            "that layers keep their relative importance; layer, each layer's own largest, so that all count alike."
+        },
     )
     lambda_alignment: float = option(10.0, "Weight of the curvature-weighted penalty on the alignment-critical part.")
     lambda_stability: float = option(0.02, "Weight of the penalty on the task part.")
@@ -88,6 +96,7 @@ class GuardConfig:
             ("guard_mode", Mode),
             ("guard_placement", Placement),
             ("guard_projection", Projection),
+            ("eigenvalue_scale", EigenvalueScale),
             ("geodesic", Geodesic),
             ("task_curvature", CurvatureForm),
         ):

@@ -62,7 +62,9 @@ class SubspaceHold:
     def replace(self, subspace: AlignmentSubspace) -> None:
         """Hold another subspace from now on."""
         self.subspace = subspace
-        self._install(subspace.match(self.layers, partial=self.config.guard_partial), subspace.scale)
+        # What is kept for checkpoints and measured stays as it was estimated.
+        held = subspace.levelled() if self.config.eigenvalue_scale == "layer" else subspace
+        self._install(held.match(self.layers, partial=self.config.guard_partial), held.scale)
 
     def seed_gradients(self, weights: PenaltyWeights, scale: float) -> None:
         """Put the penalty's gradient into the parameters' gradients, where it acts in the loss."""
