@@ -29,6 +29,7 @@ from transformers import TrainerCallback
 from trl import DPOConfig
 
 from loralign.data import limit_length, load_preferences
+from loralign.errors import LoralignError
 from loralign.evaluation import preference_scores, score_pairs, tokenise_pairs
 from loralign.files import write_json
 from loralign.models import load_model
@@ -162,7 +163,11 @@ def run(arguments: argparse.Namespace) -> None:
         with claimed(target) as mine:
             if mine:
                 print(f"{arm} at {rate:g}, seed {seed}", flush=True)
-                run_cell(arguments, arm, seed, rate, target)
+                try:
+                    run_cell(arguments, arm, seed, rate, target)
+                except LoralignError as error:
+                    # Such as a peer whose solver is not installed; the other arms do not depend on it.
+                    print(f"{arm} failed: {error}", flush=True)
 
 
 def table(arguments: argparse.Namespace) -> None:
