@@ -111,6 +111,9 @@ def test_layers_count_by_their_eigenvalues_or_all_alike(scale: str) -> None:
             update = (layer.scaling * layer.B.double() @ layer.A.double()).detach()
             top = subspace.scale if scale == "model" else float(space.eigenvalues[0])
             inside = space.basis.double().mT @ update
+            # Of each layer the share of the Fisher trace that its directions hold stays.
+            name = canonical_name(layer.name)
+            torch.testing.assert_close(subspace.levelled().energy_curve(name), subspace.energy_curve(name))
             wanted += float((space.eigenvalues.double()[:, None] / top * inside**2).sum())
         found = hold.penalty.evaluate(PenaltyWeights(1.0, 0.0, 0.0)).alignment
         assert float(found) == pytest.approx(wanted, rel=1e-6)
